@@ -1,0 +1,141 @@
+"""What a queue owes: the verbs, what each takes, returns, raises, and what is atomic.
+
+Every verb is one transaction, except ``scan``, and ``requeue`` of many jobs.
+What a verb reports has been committed and survives a crash (on SQLite, with
+every commit synced). Verbs are safe to call from several threads and processes.
+
+A job has one identity, (queue, key), and at most one row. A *lease* is a claim
+on a batch of jobs; its token fences every later word about them: a holder that
+was too slow is told so and changes nothing.
+
+Any verb raises :class:`~pinq.errors.QueueUnavailable` when the database cannot
+be reached or stays locked, and :class:`~pinq.errors.StorageFull` when there is no
+space; in both cases nothing of the verb has happened.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
+
+from pinq.queue.model import (
+    Counts,
+    Enqueued,
+    Finished,
+    Job,
+    Lease,
+    NewJob,
+    State,
+    StoredEvent,
+    Verdict,
+)
+
+
+class Queue(Protocol):
+    """A durable queue of jobs, and the outbox of events written with them."""
+
+    def declare(self, queue: str, *, source: str, signals: Iterable[str] | None = None) -> None:
+        """Make a queue, or update it.
+
+        ``source`` is the origin of the events that the queue itself writes (a
+        job that dies because its lease expired for the last time). ``signals``
+        are what its workers compute now, as ``name@version``; ``None`` leaves
+        what an earlier call said.
+        """
+
+    def queues(self) -> list[str]:
+        """The names of all queues, sorted."""
+
+    def enqueue(self, queue: str, jobs: Sequence[NewJob], *, force: bool = False) -> list[Enqueued]:
+        """Add jobs; one answer an item, in order.
+
+        A key that has no job is ``enqueued``. A live job, or a dead one, is a
+        ``duplicate``. A succeeded one is a ``duplicate`` too, unless the signals
+        declared for the queue have changed since it finished: then it is
+        ``rerun``. ``force`` reruns whatever is not live. A key that comes twice
+        in one call is a duplicate the second time. All or nothing.
+        """
+
+    def lease(self, queue: str, limit: int, seconds: float, worker: str) -> Lease | None:
+        """Claim up to ``limit`` due jobs for ``seconds``; ``None`` when there are none.
+
+        In order of priority (1 first), then due time, then arrival. Each job's
+        attempt is counted here. ``worker`` is the caller's incarnation.
+
+        First, leases of this queue that have expired are taken back: their jobs
+        gain a ``worker_crash`` error and become pending again, or dead if that
+        was their last attempt, and are marked as suspects. A suspect is leased
+        alone, and only to a worker that holds nothing else, which then gets
+        nothing else until it has answered: an image that kills its worker
+        spends only its own attempts.
+        """
+
+    def renew(self, token: str, seconds: float) -> bool:
+        """Let the lease expire ``seconds`` from now; false when it is lost."""
+
+    def finish(self, token: str, verdicts: Sequence[Verdict]) -> Finished:
+        """End attempts, and store their events, in one transaction.
+
+        Jobs that the token does not hold are refused and reported. A ``Retry``
+        of a job on its last attempt makes it dead. Each dead job stores a
+        ``pinq.job.dead`` event. Jobs of the lease that no verdict names stay leased.
+        """
+
+    def release(self, token: str, ids: Sequence[int] | None = None) -> int:
+        """Give jobs back (all that the token holds, by default); their attempt is not counted.
+
+        Returns how many were given back.
+        """
+
+    def lookup(self, queue: str, keys: Sequence[str]) -> dict[str, Job]:
+        """The jobs of those keys, with their errors; absent keys are left out."""
+
+    def scan(
+        self, *, queue: str | None = None, state: State | None = None, batch: int = 1000
+    ) -> Iterator[Job]:
+        """All such jobs with their errors, in order of arrival, read in batches.
+
+        Not a snapshot: a job that changes meanwhile is seen before or after.
+        """
+
+    def count(self, queue: str) -> Counts:
+        """How many jobs are in each state."""
+
+    def unfinished(self, queues: Iterable[str], *, scheduled: bool = True) -> bool:
+        """Whether any job is pending or leased; cheap however many there are.
+
+        ``scheduled=False`` leaves out jobs that have not been tried and are not due.
+        """
+
+    def requeue(self, queue: str, *, keys: Sequence[str] | None = None) -> int:
+        """Make dead jobs pending again, with all their attempts; all of them, or those of ``keys``.
+
+        Works in bounded transactions. Returns how many.
+        """
+
+    def next_due_ms(self, queue: str) -> int | None:
+        """When ``lease`` could next find something: a job falls due or a lease expires."""
+
+    def now_ms(self) -> int:
+        """The queue's clock."""
+
+    def wait(self, seen: int, timeout_seconds: float) -> int:
+        """Block until anybody has committed since ``seen``, or the timeout.
+
+        Returns the number to pass as ``seen`` next time; pass 0 at first, read
+        the queue, then wait. A change between the reading and the waiting is
+        not missed. It may return early without a change.
+        """
+
+    def unpublished(self, limit: int) -> list[StoredEvent]:
+        """The oldest events that are not marked published, in order per subject."""
+
+    def mark_published(self, positions: Sequence[int]) -> None:
+        """These were accepted by every sink; they are not delivered again."""
+
+    def elect(self, role: str, holder: str, seconds: float) -> bool:
+        """Become or stay the only holder of ``role`` for ``seconds``; false if another is."""
+
+    def resign(self, role: str, holder: str) -> None:
+        """Give a role up, if held."""
+
+    def close(self) -> None:
+        """Close connections; safe to call twice."""

@@ -1,0 +1,188 @@
+"""The data that crosses the queue's border. All times are milliseconds since 1970."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from pinq.errors import FailureClass
+
+
+class State(StrEnum):
+    """Where a job stands."""
+
+    PENDING = "pending"
+    LEASED = "leased"
+    SUCCEEDED = "succeeded"
+    DEAD = "dead"
+
+
+class Outcome(StrEnum):
+    """What an enqueue did with one item."""
+
+    ENQUEUED = "enqueued"
+    DUPLICATE = "duplicate"
+    RERUN = "rerun"
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """One item to enqueue.
+
+    ``verify`` says that ``key`` is the digest of the bytes at ``uri``, so that a
+    worker can tell when they have changed; ``etag`` is what a cheap look at the
+    source said then (a file's size and mtime), so that it need not hash again.
+    """
+
+    key: str
+    uri: str
+    verify: bool = False
+    etag: str = ""
+    priority: int = 5
+    run_at_ms: int = 0
+    max_attempts: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Enqueued:
+    """The answer for one item; ``state`` is the job's state afterwards."""
+
+    key: str
+    outcome: Outcome
+    state: State
+
+
+@dataclass(frozen=True, slots=True)
+class LeasedJob:
+    """One job of a lease. ``attempt`` counts from 1 and includes this one."""
+
+    id: int
+    key: str
+    uri: str
+    verify: bool
+    etag: str
+    attempt: int
+    max_attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A claim on jobs of one queue until ``expires_at_ms``, under ``token``."""
+
+    token: str
+    queue: str
+    expires_at_ms: int
+    jobs: tuple[LeasedJob, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an attempt failed."""
+
+    failure_class: FailureClass
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something to announce; the queue adds an id and the time when it stores it."""
+
+    type: str
+    source: str
+    subject: str
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """An event in the outbox. ``id`` is the same at every delivery; ``position`` orders."""
+
+    position: int
+    id: str
+    type: str
+    source: str
+    subject: str
+    time_ms: int
+    data: str
+
+
+@dataclass(frozen=True, slots=True)
+class Succeeded:
+    """The job is done; ``event`` is announced with it."""
+
+    id: int
+    event: Event | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """The attempt failed; try again after ``delay_seconds``, or dead if it was the last."""
+
+    id: int
+    failure: Failure
+    delay_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """The job failed for a reason that no retry mends."""
+
+    id: int
+    failure: Failure
+
+
+Verdict = Succeeded | Retry | Dead
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What a finish did: how many jobs ended how, and which were refused.
+
+    ``refused`` holds the ids of jobs that the token no longer holds; nothing of
+    theirs was changed and none of their events were stored.
+    """
+
+    succeeded: int = 0
+    retried: int = 0
+    dead: int = 0
+    refused: Sequence[int] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class JobError:
+    """One failed attempt."""
+
+    failure_class: str
+    message: str
+    at_ms: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job as an onlooker sees it."""
+
+    id: int
+    queue: str
+    key: str
+    uri: str
+    state: State
+    priority: int
+    run_at_ms: int
+    attempts: int
+    max_attempts: int
+    enqueued_at_ms: int
+    finished_at_ms: int | None
+    errors: tuple[JobError, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many jobs of a queue are in each state; ``scheduled`` are the pending not yet due."""
+
+    pending: int = 0
+    scheduled: int = 0
+    leased: int = 0
+    succeeded: int = 0
+    dead: int = 0
+    dead_by_class: Mapping[str, int] = field(default_factory=dict)
