@@ -50,7 +50,8 @@ class Queue(Protocol):
         A key that has no job is ``enqueued``. A live job, or a dead one, is a
         ``duplicate``. A succeeded one is a ``duplicate`` too, unless the signals
         declared for the queue have changed since it finished: then it is
-        ``rerun``. ``force`` reruns whatever is not live. A key that comes twice
+        ``rerun``. ``force`` reruns whatever is not live, and has the worker compute
+        what is stored already. A key that comes twice
         in one call is a duplicate the second time. All or nothing.
         """
 

@@ -54,13 +54,18 @@ class Enqueued:
 
 @dataclass(frozen=True, slots=True)
 class LeasedJob:
-    """One job of a lease. ``attempt`` counts from 1 and includes this one."""
+    """One job of a lease. ``attempt`` counts from 1 and includes this one.
+
+    ``force`` says that what is stored already is to be computed again.
+    """
 
     id: int
     key: str
     uri: str
     verify: bool
     etag: str
+    force: bool
+    enqueued_at_ms: int
     attempt: int
     max_attempts: int
 

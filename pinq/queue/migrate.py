@@ -1,0 +1,53 @@
+"""Create and upgrade the queue's database by Alembic, from inside the package."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from importlib.resources import files
+
+from sqlalchemy import Connection, inspect, text
+
+from pinq.errors import SchemaMismatch
+from pinq.queue.tables import REVISION
+
+Begin = Callable[[], AbstractContextManager[Connection]]
+
+
+def revision_of(connection: Connection) -> str | None:
+    """The database's revision; ``None`` where pinq has made nothing yet."""
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+
+
+def upgrade(connection: Connection, database: str) -> bool:
+    """Bring the database to this code's revision, in the connection's transaction.
+
+    Returns whether there was anything to do.
+
+    Raises:
+        SchemaMismatch: the database was made by a newer pinq, or is not pinq's.
+    """
+    found = revision_of(connection)
+    if found == REVISION:
+        return False
+    if found is None and inspect(connection).get_table_names():
+        raise SchemaMismatch(
+            f"{database} holds tables that are not pinq's; give pinq a database of its own"
+        )
+    # Alembic is slow to import and only needed here.
+    from alembic import command
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", str(files("pinq.migrations")).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    if found is not None and found not in known:
+        raise SchemaMismatch(
+            f"{database} has schema revision {found!r}, which this pinq does not know "
+            f"(it knows up to {REVISION!r}): it was made by a newer pinq; upgrade pinq, "
+            "or use another --home"
+        )
+    command.upgrade(config, "head")
+    return True

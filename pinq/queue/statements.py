@@ -1,0 +1,47 @@
+"""The SQL of the hot path: a batch is one JSON array, or one ``executemany``."""
+
+EXISTING = """
+SELECT key, id, state, generation FROM jobs
+WHERE queue_id = ? AND key IN (SELECT value FROM json_each(?))
+"""
+
+INSERT = """
+INSERT INTO jobs (queue_id, key, state, priority, run_at_ms, attempts, max_attempts,
+                  suspect, generation, force, verify, enqueued_at_ms, uri, etag)
+VALUES (?, ?, 0, ?, ?, 0, ?, 0, 0, ?, ?, ?, ?, ?)
+"""
+
+# One seek of the index a priority: future jobs of a high priority are not
+# waded through to reach the due ones of a low priority.
+CANDIDATES = " UNION ALL ".join(
+    f"""SELECT * FROM (
+    SELECT id, key, uri, verify, etag, force, enqueued_at_ms, attempts, max_attempts, suspect
+    FROM jobs INDEXED BY jobs_pending
+    WHERE state = 0 AND queue_id = :queue AND priority = {priority} AND run_at_ms <= :now
+    ORDER BY run_at_ms, id LIMIT :limit)"""
+    for priority in range(1, 10)
+)
+CANDIDATES = f"SELECT * FROM ({CANDIDATES}) LIMIT :limit"
+
+NEXT_DUE = " UNION ALL ".join(
+    f"""SELECT * FROM (
+    SELECT run_at_ms AS due FROM jobs INDEXED BY jobs_pending
+    WHERE state = 0 AND queue_id = :queue AND priority = {priority}
+    ORDER BY run_at_ms LIMIT 1)"""
+    for priority in range(1, 10)
+)
+NEXT_DUE = f"""
+SELECT min(due) FROM ({NEXT_DUE}
+UNION ALL SELECT expires_at_ms FROM leases WHERE queue_id = :queue)
+"""
+
+CLAIM = """
+UPDATE jobs SET state = 1, lease_id = ?, attempts = attempts + 1
+WHERE id IN (SELECT value FROM json_each(?))
+"""
+
+SUCCEED = """
+UPDATE jobs SET state = 2, lease_id = NULL, suspect = 0, finished_at_ms = ?, generation = ?
+WHERE id IN (SELECT value FROM json_each(?)) AND lease_id = ?
+RETURNING id
+"""

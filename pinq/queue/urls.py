@@ -1,0 +1,128 @@
+"""From a URL in the settings to an open queue."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from sqlalchemy import URL, make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError
+
+from pinq.errors import ConfigError, QueueUnavailable, ReadOnlyHome, SchemaMismatch
+from pinq.queue import migrate
+from pinq.queue.contract import Queue
+from pinq.queue.sql import SqlQueue, machine_clock
+from pinq.queue.sqlite import SqliteDatabase
+from pinq.queue.tables import REVISION
+
+
+def open_queue(url: str, *, create: bool = True, clock: Callable[[], int] = machine_clock) -> Queue:
+    """Open the queue at ``url``; an embedded one creates and upgrades itself.
+
+    Args:
+        url: ``sqlite:///path``.
+        create: whether to make the database where there is none.
+        clock: milliseconds since 1970; SQLite has no clock of its own.
+
+    Raises:
+        ConfigError: the URL is not one of a queue.
+        QueueUnavailable: there is none and ``create`` is false, or it is locked.
+        SchemaMismatch: it was made by another version of pinq.
+        ReadOnlyHome: it cannot be written.
+    """
+    parsed = _parse(url)
+    path = Path(parsed.database or "")
+    if not create and not path.exists():
+        raise QueueUnavailable(f"{path}: no queue is here yet; `pinq enqueue` makes one")
+    database = _open(parsed, path)
+    try:
+        _upgrade(database)
+        return SqlQueue(database, clock=clock)
+    except BaseException:
+        database.close()
+        raise
+
+
+def queue_exists(url: str) -> bool:
+    """Whether an embedded queue has been made at ``url``."""
+    return Path(_parse(url).database or "").exists()
+
+
+def upgrade(url: str) -> str:
+    """Create or upgrade the database; returns its revision."""
+    parsed = _parse(url)
+    database = _open(parsed, Path(parsed.database or ""))
+    try:
+        _upgrade(database)
+    finally:
+        database.close()
+    return REVISION
+
+
+def current(url: str) -> tuple[str | None, str]:
+    """The database's revision (``None``: not made yet) and this code's."""
+    parsed = _parse(url)
+    path = Path(parsed.database or "")
+    if not path.exists():
+        return None, REVISION
+    database = SqliteDatabase(parsed)
+    try:
+        with database.read() as connection:
+            return migrate.revision_of(connection), REVISION
+    finally:
+        database.close()
+
+
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise ConfigError(
+            f"queue = {url!r} is not a URL such as sqlite:///.pinq/queue.db"
+        ) from None
+    if parsed.drivername != "sqlite":
+        raise ConfigError(
+            f"queue = {url!r}: pinq keeps queues in sqlite:///path; "
+            f"{parsed.drivername!r} is not supported"
+        )
+    if not parsed.database or parsed.database == ":memory:":
+        raise ConfigError(f"queue = {url!r} names no file; for example sqlite:///.pinq/queue.db")
+    return parsed
+
+
+def _open(parsed: URL, path: Path) -> SqliteDatabase:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ConfigError(
+            f"{path.parent} is a file where a folder is needed; choose another --home"
+        ) from None
+    except OSError as error:
+        raise ReadOnlyHome(
+            f"{path.parent} cannot be made: {error.strerror}; choose another --home"
+        ) from None
+    return SqliteDatabase(parsed)
+
+
+def _upgrade(database: SqliteDatabase) -> None:
+    if _revision(database) == REVISION:
+        return
+    try:
+        with database.write() as connection:
+            migrate.upgrade(connection, str(database.path))
+    except SchemaMismatch:
+        raise
+    except DBAPIError as error:  # raised inside Alembic
+        raise QueueUnavailable(f"{database.path}: cannot be upgraded: {error.orig}") from error
+
+
+def _revision(database: SqliteDatabase) -> str | None:
+    """The revision, by the cheapest look."""
+    with database.read() as connection:
+        tables = connection.exec_driver_sql(
+            "SELECT count(*) FROM sqlite_master WHERE name = 'alembic_version'"
+        ).scalar()
+        if not tables:
+            return None
+        found: str | None = connection.execute(
+            text("SELECT version_num FROM alembic_version")
+        ).scalar()
+        return found

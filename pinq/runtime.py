@@ -1,0 +1,464 @@
+"""Put the parts together from the settings, and run them.
+
+Torch and the decoders are imported here and nowhere above, when a worker is
+built: what only enqueues or looks up never pays for them.
+"""
+
+import logging
+import os
+import secrets
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import dramatiq
+
+from pinq.broker import Batch, QueueBroker
+from pinq.config import Settings
+from pinq.errors import PinqError
+from pinq.ingest import BadItem, Ready, discover, prepare
+from pinq.outbox.relay import Relay
+from pinq.outbox.sinks.urls import open_sink
+from pinq.queue.contract import Queue
+from pinq.queue.model import Finished, Job, State
+from pinq.queue.urls import open_queue
+from pinq.store.contract import Store
+from pinq.store.urls import open_store
+
+logger = logging.getLogger(__name__)
+
+PATIENCE_SECONDS = 30.0
+_ENQUEUE_BATCH = 256
+_LOOKUP_BATCH = 1000
+_EXAMPLES = 3
+# dramatiq's threads look for a stop this often; it costs nothing measurable.
+_WORKER_TIMEOUT_MS = 100
+_EMPTY_POLL_SECONDS = 0.05
+_PROGRESS_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class RunProgress:
+    """How far a run is: images found (so far, while ``scanning``) and done, of those dead."""
+
+    found: int
+    scanning: bool
+    done: int
+    dead: int
+    computed: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """What became of the paths of a run.
+
+    ``enqueued`` and ``duplicate`` count items; ``succeeded`` and ``dead`` are the
+    final states of their distinct jobs. ``images_per_second`` is of what this
+    run did. ``refused`` jobs were taken over by another worker meanwhile.
+    """
+
+    enqueued: int
+    duplicate: int
+    succeeded: int
+    dead: int
+    dead_by_class: Mapping[str, int]
+    dead_examples: Mapping[str, tuple[Job, ...]]
+    seconds: float
+    images_per_second: float
+    refused: int
+    interrupted: bool
+    skipped: Sequence[BadItem]
+
+
+def incarnation() -> str:
+    """A name for this process that no other has or will have."""
+    return f"{os.getpid()}-{secrets.token_hex(6)}"
+
+
+class Worker:
+    """A worker in this process: a store it owns, a broker, and dramatiq's threads.
+
+    Args:
+        settings: everything.
+        pipelines: which ones to work on; all by default.
+        on_finished: told of every finish.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        queue: Queue,
+        store: Store,
+        *,
+        pipelines: Sequence[str] | None = None,
+        on_finished: Callable[[Batch, Finished], None] | None = None,
+    ) -> None:
+        self.error: PinqError | None = None
+        self.ended = threading.Event()
+        self.counts: Counter[str] = Counter()
+        self._counting = threading.Lock()
+        self._on_finished = on_finished
+        self._stop_waiting = threading.Event()
+        cores = len(os.sched_getaffinity(0))
+        self._decoders = ThreadPoolExecutor(
+            settings.worker.decode_threads or max(2, cores), "pinq-decode"
+        )
+        self.broker = QueueBroker(
+            queue,
+            worker=incarnation(),
+            lease_seconds=settings.worker.lease_seconds,
+            patience_seconds=PATIENCE_SECONDS,
+            on_finished=self._finished,
+            on_fatal=self._fatal,
+        )
+        self._declare_actors(settings, queue, store, pipelines or tuple(settings.pipelines))
+        self._threads = settings.worker.threads
+        self._dramatiq: dramatiq.Worker | None = None
+
+    def _declare_actors(
+        self, settings: Settings, queue: Queue, store: Store, pipelines: Sequence[str]
+    ) -> None:
+        # These import torch.
+        from pinq.inference.engine import Engine
+        from pinq.processing import Processor
+        from pinq.signals.registry import signals_for
+
+        names = {name for p in pipelines for name in settings.pipeline(p).signals}
+        signals = {signal.name: signal for signal in signals_for(settings, sorted(names))}
+        engine = Engine(list(signals.values()), settings.worker)
+        for name in pipelines:
+            pipeline = settings.pipeline(name)
+            chosen = [signals[signal] for signal in pipeline.signals]
+            declare(queue, settings, name, [f"{s.name}@{s.version}" for s in chosen])
+            processor = Processor(
+                name,
+                pipeline,
+                chosen,
+                engine=engine,
+                store=store,
+                media=settings.media,
+                decoders=self._decoders,
+                patience_seconds=PATIENCE_SECONDS,
+                stop=self._stop_waiting,
+            )
+            declare_actor = dramatiq.actor(
+                actor_name=f"infer.{name}",
+                queue_name=name,
+                broker=self.broker,
+                batch_size=settings.worker.batch_size,
+            )
+            declare_actor(processor.process)
+
+    def start(self) -> None:
+        """Start dramatiq's threads in this process."""
+        self._dramatiq = dramatiq.Worker(
+            self.broker, worker_threads=self._threads, worker_timeout=_WORKER_TIMEOUT_MS
+        )
+        self._dramatiq.start()
+
+    def stop(self) -> None:
+        """Finish the batches being worked on, release the others, end the threads."""
+        if self._dramatiq is not None:
+            self._dramatiq.stop()
+            self._dramatiq = None
+        self.close()
+
+    def close(self) -> None:
+        """End what the worker started itself; for use where dramatiq runs the threads."""
+        self.broker.close()
+        self._stop_waiting.set()
+        self._decoders.shutdown()
+        logger.info(
+            "worker.stopped %s",
+            " ".join(f"{name}={self.counts[name]}" for name in _COUNTED),
+        )
+
+    def _finished(self, batch: Batch, finished: Finished) -> None:
+        with self._counting:
+            self.counts.update(
+                succeeded=finished.succeeded,
+                retried=finished.retried,
+                dead=finished.dead,
+                refused=len(finished.refused),
+            )
+        if self._on_finished is not None:
+            self._on_finished(batch, finished)
+
+    def _fatal(self, error: PinqError) -> None:
+        self.error = self.error or error
+        self._stop_waiting.set()
+        self.ended.set()
+
+
+_COUNTED = ("succeeded", "retried", "dead", "refused")
+
+
+def declare(
+    queue: Queue, settings: Settings, pipeline: str, signals: Iterable[str] | None = None
+) -> None:
+    """Make a pipeline's queue, or tell it what its workers compute now."""
+    queue.declare(pipeline, source=f"/pinq/{settings.pipeline(pipeline).galaxy}", signals=signals)
+
+
+@contextmanager
+def opened(settings: Settings) -> Iterator[tuple[Queue, Store]]:
+    """The queue, and the store to write, closed in the end."""
+    with ExitStack() as stack:
+        store = open_store(settings.store, write=True)  # first: it tells who is here already
+        stack.callback(store.close)
+        queue = open_queue(settings.queue)
+        stack.callback(queue.close)
+        yield queue, store
+
+
+def run_worker(
+    settings: Settings,
+    *,
+    until_empty: bool = False,
+    stop: threading.Event,
+    pipelines: Sequence[str] | None = None,
+) -> None:
+    """Work until ``stop`` is set, or (``until_empty``) nothing is pending or leased.
+
+    Raises:
+        PinqError: the worker had to end; what it held was released, or its
+            leases will expire.
+    """
+    with opened(settings) as (queue, store):
+        worker = Worker(settings, queue, store, pipelines=pipelines)
+        worker.start()
+        try:
+            while not stop.is_set() and not worker.ended.is_set():
+                if until_empty and not queue.unfinished(pipelines or tuple(settings.pipelines)):
+                    break
+                stop.wait(_EMPTY_POLL_SECONDS)
+        finally:
+            worker.stop()
+    if worker.error is not None:
+        raise worker.error
+
+
+def run_relay(settings: Settings, *, until_empty: bool = False, stop: threading.Event) -> int:
+    """Publish events until ``stop`` is set, or (``until_empty``) none is left.
+
+    Returns how many were published.
+    """
+    with ExitStack() as stack:
+        queue = open_queue(settings.queue)
+        stack.callback(queue.close)
+        relay = _relay(settings, queue, stack)
+        return relay.run(stop, until_empty=until_empty)
+
+
+def _relay(settings: Settings, queue: Queue, stack: ExitStack) -> Relay:
+    sinks = []
+    for url in settings.events:
+        sinks.append(open_sink(url))
+        stack.callback(sinks[-1].close)
+    return Relay(queue, sinks, holder=incarnation(), patience_seconds=PATIENCE_SECONDS)
+
+
+def run(
+    settings: Settings,
+    paths: Sequence[str],
+    *,
+    pipeline: str = "default",
+    retry_dead: bool = False,
+    on_progress: Callable[[RunProgress], None] | None = None,
+    stop: threading.Event | None = None,
+) -> RunReport:
+    """Enqueue the images of ``paths``, compute them and announce them, in this process.
+
+    Jobs of the pipeline that were enqueued earlier are worked on too. Jobs
+    scheduled for later and never tried are left alone.
+
+    Raises:
+        PinqError: something other than an image failed; run again to go on.
+    """
+    settings.pipeline(pipeline)
+    started = time.monotonic()
+    with ExitStack() as stack:
+        queue, store = stack.enter_context(opened(settings))
+        declare(queue, settings, pipeline)
+        intake = _Intake(settings, queue, pipeline, paths, retry_dead)
+        stack.callback(intake.stop)
+        intake.start()  # hashes while torch is imported
+        worker = Worker(settings, queue, store, pipelines=[pipeline])
+        relaying = _Relaying(settings, queue)
+        relaying.start()
+        stack.callback(relaying.finish)
+        worker.start()
+        interrupted = False
+        try:
+            while intake.scanning or queue.unfinished([pipeline], scheduled=False):
+                if stop is not None and stop.is_set():
+                    interrupted = True
+                    break
+                if worker.ended.is_set() or intake.error or relaying.error:
+                    break
+                if on_progress is not None:
+                    on_progress(_progress(intake, worker))
+                worker.ended.wait(_PROGRESS_SECONDS if intake.scanning else _EMPTY_POLL_SECONDS)
+        finally:
+            intake.stop()
+            worker.stop()
+            relaying.finish()
+        error = worker.error or intake.error or relaying.error
+        if error is not None:
+            raise error
+        if on_progress is not None:
+            on_progress(_progress(intake, worker))
+        return _report(queue, pipeline, intake, worker, time.monotonic() - started, interrupted)
+
+
+@dataclass
+class _Intake:
+    """Finds, signs and enqueues the images of a run, in a thread of its own."""
+
+    settings: Settings
+    queue: Queue
+    pipeline: str
+    paths: Sequence[str]
+    retry_dead: bool
+    scanning: bool = True
+    error: PinqError | None = None
+    enqueued: int = 0
+    duplicate: int = 0
+    ended_before: int = 0
+    dead_before: int = 0
+    signatures: dict[str, None] = field(default_factory=dict)
+    skipped: list[BadItem] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="pinq-intake")
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            batch: list[Ready] = []
+            for item in prepare(discover(self.paths, formats=self.settings.media.formats)):
+                if self._stop.is_set():
+                    return
+                if isinstance(item, BadItem):
+                    self.skipped.append(item)
+                    continue
+                batch.append(item)
+                # The first ones at once, so that work starts while the rest is read.
+                if len(batch) >= min(_ENQUEUE_BATCH, max(16, self.enqueued)):
+                    self._enqueue(batch)
+                    batch = []
+            self._enqueue(batch)
+        except PinqError as error:
+            self.error = error
+        finally:
+            self.scanning = False
+
+    def _enqueue(self, batch: Sequence[Ready]) -> None:
+        pipeline = self.settings.pipeline(self.pipeline)
+        answers = self.queue.enqueue(
+            self.pipeline,
+            [
+                item.job(priority=pipeline.priority, max_attempts=pipeline.max_attempts)
+                for item in batch
+            ],
+        )
+        dead = [answer.key for answer in answers if answer.state is State.DEAD]
+        if dead and self.retry_dead:
+            self.queue.requeue(self.pipeline, keys=dead)
+        for answer in answers:
+            new = answer.key not in self.signatures
+            self.signatures[answer.key] = None
+            if answer.outcome == "duplicate":
+                self.duplicate += 1
+            else:
+                self.enqueued += 1
+            if new and answer.state is State.SUCCEEDED:
+                self.ended_before += 1
+            if new and answer.state is State.DEAD and not self.retry_dead:
+                self.ended_before += 1
+                self.dead_before += 1
+
+
+class _Relaying:
+    """A relay in a thread of its own."""
+
+    def __init__(self, settings: Settings, queue: Queue) -> None:
+        self._stack = ExitStack()
+        self._relay = _relay(settings, queue, self._stack)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="pinq-relay")
+        self.error: PinqError | None = None
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Publish what is there, and end; safe to call twice."""
+        self._relay.finish()
+        self._thread.join()
+        self._stack.close()
+
+    def _run(self) -> None:
+        try:
+            self._relay.run(self._stop)
+        except PinqError as error:
+            self.error = error
+
+
+def _progress(intake: _Intake, worker: Worker) -> RunProgress:
+    succeeded, dead = worker.counts["succeeded"], worker.counts["dead"]
+    return RunProgress(
+        found=len(intake.signatures),
+        scanning=intake.scanning,
+        done=intake.ended_before + succeeded + dead,
+        dead=intake.dead_before + dead,
+        computed=succeeded,
+    )
+
+
+def _report(
+    queue: Queue,
+    pipeline: str,
+    intake: _Intake,
+    worker: Worker,
+    seconds: float,
+    interrupted: bool,
+) -> RunReport:
+    succeeded = 0
+    dead: Counter[str] = Counter()
+    examples: dict[str, tuple[Job, ...]] = {}
+    keys = list(intake.signatures)
+    for start in range(0, len(keys), _LOOKUP_BATCH):
+        for job in queue.lookup(pipeline, keys[start : start + _LOOKUP_BATCH]).values():
+            if job.state is State.SUCCEEDED:
+                succeeded += 1
+            elif job.state is State.DEAD:
+                reason = job.errors[-1].failure_class if job.errors else "unknown"
+                dead[reason] += 1
+                if dead[reason] <= _EXAMPLES:
+                    examples[reason] = (*examples.get(reason, ()), job)
+    done = worker.counts["succeeded"] + worker.counts["dead"]
+    return RunReport(
+        enqueued=intake.enqueued,
+        duplicate=intake.duplicate,
+        succeeded=succeeded,
+        dead=dead.total(),
+        dead_by_class=dict(dead),
+        dead_examples=examples,
+        seconds=seconds,
+        images_per_second=done / seconds if seconds else 0.0,
+        refused=worker.counts["refused"],
+        interrupted=interrupted,
+        skipped=tuple(intake.skipped),
+    )

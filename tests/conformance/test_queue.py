@@ -1,0 +1,537 @@
+"""What every queue owes, on every backend: the sentences of pinq/queue/contract.py."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pinq.errors import FailureClass
+from pinq.queue.contract import Queue
+from pinq.queue.model import (
+    Dead,
+    Event,
+    Failure,
+    LeasedJob,
+    NewJob,
+    Outcome,
+    Retry,
+    State,
+    Succeeded,
+)
+from pinq.queue.urls import open_queue
+
+from ..conftest import FakeClock
+
+Open = Callable[[], Queue]
+Q = "pins"
+GONE = Failure(FailureClass.FETCH_GONE, "no such file")
+BUSY = Failure(FailureClass.FETCH_TRANSIENT, "the peer is busy")
+
+
+@pytest.fixture(params=["sqlite"])
+def open_again(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> Iterator[Open]:
+    """Opens the same queue, as another process would."""
+    opened: list[Queue] = []
+
+    def open_one() -> Queue:
+        opened.append(open_queue(f"sqlite:///{tmp_path}/queue.db", clock=clock))
+        return opened[-1]
+
+    yield open_one
+    for queue in opened:
+        queue.close()
+
+
+@pytest.fixture
+def queue(open_again: Open) -> Queue:
+    queue = open_again()
+    queue.declare(Q, source="/pinq/pins", signals=["pdq@1"])
+    return queue
+
+
+def add(queue: Queue, *keys: str, **fields: int) -> list[Outcome]:
+    jobs = [NewJob(key, f"file:///{key}.jpg", **fields) for key in keys]  # type: ignore[arg-type]
+    return [answer.outcome for answer in queue.enqueue(Q, jobs)]
+
+
+def lease(queue: Queue, limit: int = 10, worker: str = "w", seconds: float = 60) -> list[LeasedJob]:
+    found = queue.lease(Q, limit, seconds, worker)
+    return list(found.jobs) if found else []
+
+
+def keys(jobs: list[LeasedJob]) -> list[str]:
+    return [job.key for job in jobs]
+
+
+def job(queue: Queue, key: str):  # type: ignore[no-untyped-def]
+    return queue.lookup(Q, [key])[key]
+
+
+def computed(key: str) -> Event:
+    return Event("pinq.signal.computed", "/pinq/pins", key, {"signals": {"pdq": 1}})
+
+
+# --- enqueue --------------------------------------------------------------------
+
+
+def test_a_key_is_enqueued_once(queue: Queue) -> None:
+    assert add(queue, "a", "b", "a") == [Outcome.ENQUEUED, Outcome.ENQUEUED, Outcome.DUPLICATE]
+    assert add(queue, "b", "c") == [Outcome.DUPLICATE, Outcome.ENQUEUED]
+    assert queue.count(Q).pending == 3
+
+
+def test_an_empty_enqueue_does_nothing(queue: Queue) -> None:
+    assert queue.enqueue(Q, []) == []
+
+
+def test_the_same_key_in_two_queues_is_two_jobs(queue: Queue) -> None:
+    add(queue, "a")
+    assert queue.enqueue("other", [NewJob("a", "file:///a")])[0].outcome is Outcome.ENQUEUED
+    assert queue.queues() == ["other", Q]
+
+
+def test_an_answer_tells_the_state_of_the_job(queue: Queue) -> None:
+    add(queue, "live", "done", "dead")
+    found = queue.lease(Q, 3, 60, "w")
+    assert found
+    live, done, dead = found.jobs
+    queue.finish(found.token, [Succeeded(done.id), Dead(dead.id, GONE)])
+    answers = queue.enqueue(Q, [NewJob(k, "file:///x") for k in ("live", "done", "dead")])
+    assert [a.state for a in answers] == [State.LEASED, State.SUCCEEDED, State.DEAD]
+    assert {a.outcome for a in answers} == {Outcome.DUPLICATE}
+
+
+def test_a_succeeded_job_reruns_once_its_queue_computes_other_signals(queue: Queue) -> None:
+    add(queue, "a")
+    found = queue.lease(Q, 1, 60, "w")
+    assert found
+    queue.finish(found.token, [Succeeded(found.jobs[0].id)])
+    queue.declare(Q, source="/pinq/pins", signals=["pdq@1"])
+    assert add(queue, "a") == [Outcome.DUPLICATE]
+    queue.declare(Q, source="/pinq/pins", signals=["pdq@1", "color@1"])
+    assert add(queue, "a") == [Outcome.RERUN]
+    assert add(queue, "a") == [Outcome.DUPLICATE]
+    (again,) = lease(queue)
+    assert again.attempt == 1 and not again.force
+
+
+def test_force_reruns_what_is_done_or_dead_but_not_what_is_live(queue: Queue) -> None:
+    add(queue, "live", "done", "dead")
+    found = queue.lease(Q, 3, 60, "w")
+    assert found
+    queue.finish(found.token, [Succeeded(found.jobs[1].id), Dead(found.jobs[2].id, GONE)])
+    answers = queue.enqueue(
+        Q, [NewJob(k, "file:///x") for k in ("live", "done", "dead")], force=True
+    )
+    assert [a.outcome for a in answers] == [Outcome.DUPLICATE, Outcome.RERUN, Outcome.RERUN]
+    rerun = lease(queue)
+    assert [j.force for j in rerun] == [True, True]
+    assert job(queue, "dead").errors == ()
+
+
+def test_concurrent_enqueues_of_the_same_keys_make_each_once(open_again: Open) -> None:
+    outcomes: list[Outcome] = []
+    lock = threading.Lock()
+
+    def enqueue(queue: Queue) -> None:
+        for start in range(0, 200, 20):
+            mine = add(queue, *(f"k{n}" for n in range(start, start + 20)))
+            with lock:
+                outcomes.extend(mine)
+
+    threads = [threading.Thread(target=enqueue, args=(open_again(),)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outcomes.count(Outcome.ENQUEUED) == 200
+    assert outcomes.count(Outcome.DUPLICATE) == 600
+
+
+# --- lease ----------------------------------------------------------------------
+
+
+def test_jobs_come_by_priority_then_due_time_then_arrival(queue: Queue, clock: FakeClock) -> None:
+    add(queue, "late", priority=5)
+    clock.advance(1)
+    add(queue, "later", "latest", priority=5)
+    add(queue, "urgent", priority=1)
+    add(queue, "early", priority=5, run_at_ms=clock() - 9000)
+    assert keys(lease(queue)) == ["urgent", "early", "late", "later", "latest"]
+
+
+def test_no_more_than_the_limit_is_leased(queue: Queue) -> None:
+    add(queue, *"abcde")
+    assert keys(lease(queue, 2)) == ["a", "b"]
+    assert keys(lease(queue, 2)) == ["c", "d"]
+    assert keys(lease(queue, 2)) == ["e"]
+    assert lease(queue, 2) == []
+
+
+def test_a_job_is_not_leased_before_its_time(queue: Queue, clock: FakeClock) -> None:
+    add(queue, "a", run_at_ms=clock() + 5000)
+    assert lease(queue) == []
+    assert queue.next_due_ms(Q) == clock() + 5000
+    clock.advance(5)
+    assert keys(lease(queue)) == ["a"]
+
+
+def test_a_future_job_of_high_priority_does_not_hold_up_the_others(
+    queue: Queue, clock: FakeClock
+) -> None:
+    add(queue, "future", priority=1, run_at_ms=clock() + 5000)
+    add(queue, "now", priority=9)
+    assert keys(lease(queue)) == ["now"]
+
+
+def test_an_unknown_queue_has_nothing_to_lease(queue: Queue) -> None:
+    assert queue.lease("nobody", 1, 60, "w") is None
+    assert queue.next_due_ms("nobody") is None
+
+
+def test_many_threads_lease_each_job_once(queue: Queue, open_again: Open) -> None:
+    add(queue, *(f"k{n}" for n in range(300)))
+    leased: list[str] = []
+    lock = threading.Lock()
+
+    def work(other: Queue, name: str) -> None:
+        while mine := lease(other, 7, name):
+            with lock:
+                leased.extend(keys(mine))
+
+    threads = [threading.Thread(target=work, args=(open_again(), f"w{n}")) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(leased) == 300 == len(set(leased))
+
+
+# --- finish ---------------------------------------------------------------------
+
+
+def test_finish_ends_each_job_as_told_and_stores_its_event(queue: Queue, clock: FakeClock) -> None:
+    add(queue, "a", "b", "c")
+    found = queue.lease(Q, 3, 60, "w")
+    assert found
+    a, b, c = found.jobs
+    finished = queue.finish(
+        found.token, [Succeeded(a.id, computed("a")), Retry(b.id, BUSY, 7.5), Dead(c.id, GONE)]
+    )
+    assert (finished.succeeded, finished.retried, finished.dead) == (1, 1, 1)
+    assert finished.refused == []
+    assert job(queue, "a").state is State.SUCCEEDED
+    assert job(queue, "b").state is State.PENDING
+    assert job(queue, "b").run_at_ms == clock() + 7500
+    assert job(queue, "b").errors[0].failure_class == "fetch_transient"
+    assert job(queue, "c").state is State.DEAD
+    done, dead = queue.unpublished(10)
+    assert (done.type, done.subject) == ("pinq.signal.computed", "a")
+    assert (dead.type, dead.subject, dead.source) == ("pinq.job.dead", "c", "/pinq/pins")
+    assert json.loads(dead.data) == {
+        "pipeline": Q,
+        "attempt": 1,
+        "reason": {"class": "fetch_gone", "message": "no such file"},
+        "uri": "file:///c.jpg",
+    }
+
+
+def test_a_retry_of_the_last_attempt_is_dead(queue: Queue, clock: FakeClock) -> None:
+    add(queue, "a", max_attempts=2)
+    for attempt in (1, 2):
+        found = queue.lease(Q, 1, 60, "w")
+        assert found and found.jobs[0].attempt == attempt
+        finished = queue.finish(found.token, [Retry(found.jobs[0].id, BUSY, 1)])
+        clock.advance(2)
+    assert finished.dead == 1
+    dead = job(queue, "a")
+    assert dead.state is State.DEAD
+    assert [error.attempt for error in dead.errors] == [1, 2]
+    assert [event.type for event in queue.unpublished(9)] == ["pinq.job.dead"]
+
+
+def test_jobs_that_no_verdict_names_stay_leased(queue: Queue) -> None:
+    add(queue, "a", "b")
+    found = queue.lease(Q, 2, 60, "w")
+    assert found
+    queue.finish(found.token, [Succeeded(found.jobs[0].id)])
+    assert job(queue, "b").state is State.LEASED
+    assert queue.finish(found.token, [Succeeded(found.jobs[1].id)]).succeeded == 1
+    assert not queue.unfinished([Q])
+
+
+def test_a_stale_worker_cannot_finish_a_job_leased_again(queue: Queue, clock: FakeClock) -> None:
+    add(queue, "a")
+    stale = queue.lease(Q, 1, 10, "slow")
+    assert stale
+    clock.advance(11)
+    fresh = queue.lease(Q, 1, 10, "quick")
+    assert fresh and fresh.jobs[0].attempt == 2
+    refused = queue.finish(stale.token, [Succeeded(stale.jobs[0].id, computed("a"))])
+    assert refused.refused == [stale.jobs[0].id] and refused.succeeded == 0
+    assert job(queue, "a").state is State.LEASED
+    assert queue.unpublished(9) == []
+    assert not queue.renew(stale.token, 10)
+    assert queue.release(stale.token) == 0
+    assert queue.finish(fresh.token, [Succeeded(fresh.jobs[0].id, computed("a"))]).succeeded == 1
+    again = queue.finish(fresh.token, [Dead(fresh.jobs[0].id, GONE)])
+    assert again.refused == [fresh.jobs[0].id]
+    assert job(queue, "a").state is State.SUCCEEDED
+
+
+def test_a_token_finishes_only_its_own_jobs(queue: Queue) -> None:
+    add(queue, "a", "b")
+    one, two = queue.lease(Q, 1, 60, "w"), queue.lease(Q, 1, 60, "w")
+    assert one and two
+    finished = queue.finish(
+        one.token, [Succeeded(one.jobs[0].id), Succeeded(two.jobs[0].id, computed("b"))]
+    )
+    assert finished.succeeded == 1 and finished.refused == [two.jobs[0].id]
+    assert queue.unpublished(9) == []
+
+
+def test_an_expired_lease_that_nobody_took_over_still_finishes(
+    queue: Queue, clock: FakeClock
+) -> None:
+    add(queue, "a")
+    found = queue.lease(Q, 1, 10, "w")
+    assert found
+    clock.advance(60)
+    assert queue.finish(found.token, [Succeeded(found.jobs[0].id)]).succeeded == 1
+
+
+def test_a_made_up_token_changes_nothing(queue: Queue) -> None:
+    add(queue, "a")
+    found = queue.lease(Q, 1, 60, "w")
+    assert found
+    forged = found.token.split("-")[0] + "-0000000000000000"
+    assert queue.finish(forged, [Succeeded(found.jobs[0].id)]).refused == [found.jobs[0].id]
+
+
+# --- renew, release, expiry -------------------------------------------------------
+
+
+def test_a_renewed_lease_does_not_expire(queue: Queue, clock: FakeClock) -> None:
+    add(queue, "a")
+    found = queue.lease(Q, 1, 10, "w")
+    assert found
+    for _ in range(5):
+        clock.advance(9)
+        assert queue.renew(found.token, 10)
+        assert lease(queue, worker="other") == []
+    assert queue.finish(found.token, [Succeeded(found.jobs[0].id)]).succeeded == 1
+
+
+def test_a_released_job_gets_its_attempt_back(queue: Queue) -> None:
+    add(queue, "a", "b")
+    found = queue.lease(Q, 2, 60, "w")
+    assert found
+    assert queue.release(found.token, [found.jobs[0].id]) == 1
+    assert job(queue, "a").attempts == 0
+    assert queue.release(found.token) == 1
+    assert [j.attempt for j in lease(queue)] == [1, 1]
+
+
+def test_an_expired_lease_is_found_by_whoever_leases_next(queue: Queue, clock: FakeClock) -> None:
+    add(queue, "a")
+    lease(queue, seconds=10, worker="died")
+    assert queue.next_due_ms(Q) == clock() + 10_000
+    clock.advance(10)
+    (again,) = lease(queue, worker="next")
+    assert again.attempt == 2
+    (error,) = job(queue, "a").errors
+    assert error.failure_class == "worker_crash" and "died" in error.message
+
+
+def test_the_last_expiry_makes_a_job_dead_and_announces_it(queue: Queue, clock: FakeClock) -> None:
+    add(queue, "a", max_attempts=1)
+    lease(queue, seconds=10)
+    clock.advance(11)
+    assert lease(queue) == []
+    assert job(queue, "a").state is State.DEAD
+    (event,) = queue.unpublished(9)
+    assert json.loads(event.data)["reason"]["class"] == "worker_crash"
+
+
+def test_a_job_that_lost_its_worker_is_leased_alone(queue: Queue, clock: FakeClock) -> None:
+    add(queue, "a", "b", "c")
+    lease(queue, 2, seconds=10, worker="died")
+    clock.advance(11)
+    alone = queue.lease(Q, 10, 60, "next")
+    assert alone and keys(list(alone.jobs)) == ["a"]
+    assert lease(queue, worker="next") == [], "nothing else while it holds a suspect"
+    other = queue.lease(Q, 10, 60, "another")
+    assert other and keys(list(other.jobs)) == ["b"]
+    queue.finish(alone.token, [Succeeded(alone.jobs[0].id)])
+    assert keys(lease(queue, worker="next")) == ["c"]
+
+
+def test_a_suspect_waits_until_its_worker_holds_nothing_else(
+    queue: Queue, clock: FakeClock
+) -> None:
+    add(queue, "suspect")
+    lease(queue, seconds=10, worker="died")
+    add(queue, "x", priority=1)
+    busy = queue.lease(Q, 1, 60, "busy")
+    assert busy and busy.jobs[0].key == "x"
+    clock.advance(11)
+    assert lease(queue, worker="busy") == []
+    queue.finish(busy.token, [Succeeded(busy.jobs[0].id)])
+    assert keys(lease(queue, worker="busy")) == ["suspect"]
+
+
+def test_a_suspect_that_answered_is_one_no_more(queue: Queue, clock: FakeClock) -> None:
+    add(queue, "a", "b")
+    lease(queue, 1, seconds=10, worker="died")
+    clock.advance(11)
+    alone = queue.lease(Q, 10, 60, "w")
+    assert alone and len(alone.jobs) == 1
+    queue.finish(alone.token, [Retry(alone.jobs[0].id, BUSY, 0)])
+    assert len(lease(queue)) == 2
+
+
+def test_a_poisonous_job_spends_only_its_own_attempts(queue: Queue, clock: FakeClock) -> None:
+    add(queue, "poison", *(f"k{n}" for n in range(20)), max_attempts=3)
+    deaths = 0
+    while queue.unfinished([Q]):
+        found = queue.lease(Q, 8, 10, f"worker-{deaths}")
+        if found is None:
+            clock.advance(1)
+        elif any(one.key == "poison" for one in found.jobs):
+            deaths += 1
+            clock.advance(11)  # the worker died
+        else:
+            queue.finish(found.token, [Succeeded(one.id) for one in found.jobs])
+    assert deaths == 3
+    assert job(queue, "poison").state is State.DEAD
+    assert queue.count(Q).succeeded == 20
+    assert all(one.attempts <= 2 for one in queue.scan(queue=Q, state=State.SUCCEEDED))
+
+
+# --- views ------------------------------------------------------------------------
+
+
+def test_scan_pages_through_everything_in_order_of_arrival(queue: Queue) -> None:
+    add(queue, *(f"k{n}" for n in range(25)))
+    queue.enqueue("other", [NewJob("z", "file:///z")])
+    found = queue.lease(Q, 3, 60, "w")
+    assert found
+    queue.finish(found.token, [Dead(one.id, GONE) for one in found.jobs])
+    assert [one.key for one in queue.scan(queue=Q, batch=7)] == [f"k{n}" for n in range(25)]
+    assert len(list(queue.scan(batch=7))) == 26
+    dead = list(queue.scan(queue=Q, state=State.DEAD, batch=2))
+    assert [one.key for one in dead] == ["k0", "k1", "k2"]
+    assert all(one.errors[0].message == "no such file" for one in dead)
+
+
+def test_count_tells_the_states_apart(queue: Queue, clock: FakeClock) -> None:
+    add(queue, "a", "b", "c", "d")
+    add(queue, "future", run_at_ms=clock() + 1000)
+    found = queue.lease(Q, 3, 60, "w")
+    assert found
+    queue.finish(found.token, [Succeeded(found.jobs[0].id), Dead(found.jobs[1].id, GONE)])
+    counts = queue.count(Q)
+    assert (counts.pending, counts.scheduled, counts.leased) == (2, 1, 1)
+    assert (counts.succeeded, counts.dead) == (1, 1)
+    assert counts.dead_by_class == {"fetch_gone": 1}
+
+
+def test_unfinished_can_leave_out_what_is_scheduled_but_not_what_is_retried(
+    queue: Queue, clock: FakeClock
+) -> None:
+    assert not queue.unfinished([Q, "nobody"])
+    add(queue, "future", run_at_ms=clock() + 60_000)
+    assert queue.unfinished([Q])
+    assert not queue.unfinished([Q], scheduled=False)
+    add(queue, "a")
+    assert queue.unfinished([Q], scheduled=False)
+    found = queue.lease(Q, 1, 60, "w")
+    assert found
+    assert queue.unfinished([Q], scheduled=False)
+    queue.finish(found.token, [Retry(found.jobs[0].id, BUSY, 30)])
+    assert queue.unfinished([Q], scheduled=False)
+
+
+def test_requeue_gives_dead_jobs_all_their_attempts_again(queue: Queue) -> None:
+    add(queue, "a", "b", "c")
+    found = queue.lease(Q, 3, 60, "w")
+    assert found
+    queue.finish(found.token, [Dead(one.id, GONE) for one in found.jobs])
+    assert queue.requeue(Q, keys=["b", "nobody"]) == 1
+    assert job(queue, "b").attempts == 0
+    assert len(job(queue, "b").errors) == 1, "its history stays"
+    assert queue.requeue(Q) == 2
+    assert queue.requeue(Q) == 0
+    assert queue.count(Q).pending == 3
+
+
+def test_requeue_of_very_many_works_in_steps(queue: Queue) -> None:
+    everything = [f"k{n}" for n in range(2500)]
+    add(queue, *everything)
+    found = queue.lease(Q, 2500, 60, "w")
+    assert found
+    queue.finish(found.token, [Dead(one.id, GONE) for one in found.jobs])
+    assert queue.requeue(Q, keys=everything) == 2500
+
+
+# --- outbox, roles, waiting ---------------------------------------------------------
+
+
+def test_events_are_read_in_order_until_they_are_marked(queue: Queue) -> None:
+    add(queue, *"abcde")
+    found = queue.lease(Q, 5, 60, "w")
+    assert found
+    queue.finish(found.token, [Succeeded(one.id, computed(one.key)) for one in found.jobs])
+    first = queue.unpublished(3)
+    assert [event.subject for event in first] == ["a", "b", "c"]
+    assert queue.unpublished(3) == first, "unmarked events come again, with their ids"
+    queue.mark_published([event.position for event in first])
+    assert [event.subject for event in queue.unpublished(9)] == ["d", "e"]
+    assert len({event.id for event in [*first, *queue.unpublished(9)]}) == 5
+
+
+def test_a_role_has_one_holder_at_a_time(queue: Queue, open_again: Open, clock: FakeClock) -> None:
+    other = open_again()
+    assert queue.elect("relay", "one", 10)
+    assert not other.elect("relay", "two", 10)
+    assert queue.elect("relay", "one", 10), "the holder renews"
+    clock.advance(11)
+    assert other.elect("relay", "two", 10)
+    assert not queue.elect("relay", "one", 10)
+    queue.resign("relay", "one")  # not held: nothing
+    other.resign("relay", "two")
+    assert queue.elect("relay", "one", 10)
+
+
+def test_a_waiter_wakes_at_anothers_commit(queue: Queue, open_again: Open) -> None:
+    other = open_again()
+    seen = queue.wait(0, 0)
+    woken = threading.Event()
+    waiting = threading.Thread(target=lambda: queue.wait(seen, 30) != seen and woken.set())
+    waiting.start()
+    add(other, "a")
+    assert woken.wait(10)
+    waiting.join()
+
+
+def test_a_commit_between_reading_and_waiting_is_not_missed(queue: Queue, open_again: Open) -> None:
+    other = open_again()
+    queue.wait(queue.wait(0, 0), 0.05)  # the watch is set up
+    for n in range(20):
+        seen = queue.wait(0, 0)
+        add(other, f"k{n}")
+        assert queue.wait(seen, 10) != seen
+
+
+def test_what_was_committed_is_there_after_opening_again(queue: Queue, open_again: Open) -> None:
+    add(queue, "a", "b")
+    found = queue.lease(Q, 1, 60, "w")
+    assert found
+    queue.finish(found.token, [Succeeded(found.jobs[0].id, computed("a"))])
+    queue.close()
+    again = open_again()
+    assert job(again, "a").state is State.SUCCEEDED
+    assert job(again, "b").state is State.PENDING
+    assert len(again.unpublished(9)) == 1
