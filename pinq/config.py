@@ -3,13 +3,16 @@
 ``load()`` finds the file (``--config``, ``$PINQ_CONFIG``, ``./pinq.toml``);
 with none, the embedded default stands: home ``.pinq/`` (``--home``,
 ``$PINQ_HOME``), a SQLite queue, a RocksDB store, event files, one pipeline
-``default``. Relative paths in a settings file are relative to that file.
+``default``. Relative paths in a settings file are relative to that file. In
+``queue``, ``store`` and ``events`` three slashes begin a relative path and
+four an absolute one, as SQLAlchemy has it.
 
 A key that is unknown or ill-typed raises :class:`~pinq.errors.ConfigError`
 naming the file, the key and the nearest valid one.
 """
 
 import difflib
+import math
 import os
 import re
 import tomllib
@@ -20,11 +23,13 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+from urllib.parse import quote
 
 from pinq.errors import ConfigError
 
 BUILTIN_SIGNALS = ("color", "pdq", "quality")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+_ATTRIBUTE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,7 @@ class WorkerSettings:
     batch_size: int = 64
     threads: int = 2
     lease_seconds: float = 60.0
+    patience_seconds: float = 30.0
     decode_threads: int = 0
     torch_threads: int = 0
 
@@ -54,7 +60,11 @@ class MediaSettings:
 
 @dataclass(frozen=True, slots=True)
 class PipelineSettings:
-    """One ingest namespace: its galaxy, its signals, how its jobs are tried."""
+    """One ingest namespace: its galaxy, its signals, how its jobs are tried.
+
+    ``media`` says where an image is when a job names no URI: a URI, or a path,
+    that holds ``{signature}``.
+    """
 
     galaxy: str = "default"
     signals: tuple[str, ...] = BUILTIN_SIGNALS
@@ -118,8 +128,8 @@ def load(config: str | Path | None = None, home: str | Path | None = None) -> Se
 
     Args:
         config: a settings file; by default ``$PINQ_CONFIG`` or ``./pinq.toml`` if there.
-        home: the folder of the embedded default; by default the file's ``home``,
-            ``$PINQ_HOME`` or ``.pinq``.
+        home: the folder of the embedded default; by default ``$PINQ_HOME``, the
+            file's ``home``, or ``.pinq``.
 
     Raises:
         ConfigError: the file is missing, not TOML, or says something unknown.
@@ -128,16 +138,15 @@ def load(config: str | Path | None = None, home: str | Path | None = None) -> Se
     table = _read(source) if source else {}
     where = str(source) if source else "settings"
     base = source.parent if source else Path.cwd()
+    _refuse_unknown(table, _TABLES[""], where, "")
 
+    written_home = _typed(table.get("home", ".pinq"), str, where, "home")
     chosen_home = home or os.environ.get("PINQ_HOME")
-    if chosen_home is not None:
-        home_path = Path(chosen_home)
-    else:
-        home_path = base / _typed(table.get("home", ".pinq"), str, where, "home")
-    home_path = home_path.expanduser().absolute()
-
-    known = {f.name for f in fields(Settings)} - {"source"}
-    _refuse_unknown(table, known, where, "")
+    home_path = (
+        _expanded(str(chosen_home), "--home" if home else "$PINQ_HOME").absolute()
+        if chosen_home
+        else (base / _expanded(written_home, f"{where}: home")).absolute()
+    )
     settings = Settings(
         home=home_path,
         queue=_located(table.get("queue", f"sqlite:///{home_path}/queue.db"), base, where, "queue"),
@@ -153,14 +162,18 @@ def load(config: str | Path | None = None, home: str | Path | None = None) -> Se
         source=source,
     )
     if "pipelines" in table:
-        settings = replace(
-            settings,
-            pipelines=_build_each(PipelineSettings, table["pipelines"], where, "pipelines"),
-        )
+        pipelines = {
+            name: replace(pipeline, media=_template(pipeline.media, base, where, name))
+            for name, pipeline in _build_each(
+                PipelineSettings, table["pipelines"], where, "pipelines"
+            ).items()
+        }
+        settings = replace(settings, pipelines=MappingProxyType(pipelines))
     if "signals" in table:
         settings = replace(
             settings, signals=_build_each(SignalSettings, table["signals"], where, "signals")
         )
+    _check_home(home_path)
     _check(settings, where)
     return settings
 
@@ -168,9 +181,12 @@ def load(config: str | Path | None = None, home: str | Path | None = None) -> Se
 def _find(config: str | Path | None) -> Path | None:
     named = config or os.environ.get("PINQ_CONFIG")
     if named:
-        path = Path(named).expanduser().absolute()
-        if not path.is_file():
-            raise ConfigError(f"{path}: no such settings file; check --config or $PINQ_CONFIG")
+        how = "--config" if config else "$PINQ_CONFIG"
+        path = _expanded(str(named), how).absolute()
+        if path.is_dir():
+            raise ConfigError(f"{path}: is a folder, not a settings file; check {how}")
+        if not path.exists():
+            raise ConfigError(f"{path}: no such settings file; check {how}")
         return path
     path = Path("pinq.toml").absolute()
     return path if path.is_file() else None
@@ -178,33 +194,60 @@ def _find(config: str | Path | None) -> Path | None:
 
 def _read(source: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(source.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return tomllib.loads(source.read_text("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{source}: not UTF-8 text: {error.reason}") from None
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{source}: not valid TOML: {error}") from None
     except OSError as error:
         raise ConfigError(f"{source}: cannot be read: {error.strerror}") from None
 
 
-def _located(url: Any, base: Path, where: str, key: str) -> str:
+def _expanded(path: str, what: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{what} = {path!r}: {error}") from None
+
+
+def _located(value: Any, base: Path, where: str, key: str) -> str:
     """A URL with its file path made absolute, relative to ``base``."""
-    url = _typed(url, str, where, key)
+    url: str = _typed(value, str, where, key)
     scheme, mark, rest = url.partition(":///")
     if not mark:
         if "://" not in url and not url.startswith("log:"):
-            raise ConfigError(
-                f"{where}: {key} = {url!r} is not a URL; for example {_EXAMPLES.get(key[:5], '')}"
-            )
+            example = _EXAMPLES[key.partition("[")[0]]
+            raise ConfigError(f"{where}: {key} = {url!r} is not a URL; for example {example}")
         return url
+    if not rest or rest == ":memory:":
+        raise ConfigError(f"{where}: {key} = {url!r} names no file, and nothing would be kept")
     # Both sqlite:///relative and sqlite:////absolute are customary.
-    path = Path(rest).expanduser()
+    path = _expanded(rest, f"{where}: {key}")
     return f"{scheme}:///{path if path.is_absolute() else (base / path).absolute()}"
 
 
 _EXAMPLES = {
     "queue": '"sqlite:///.pinq/queue.db"',
     "store": '"rocksdb:///.pinq/signals"',
-    "event": '["file:///.pinq/events"]',
+    "events": '"file:///.pinq/events"',
 }
+
+
+def _template(media: str | None, base: Path, where: str, pipeline: str) -> str | None:
+    """A pipeline's ``media`` as a URI."""
+    if media is None:
+        return None
+    key = f"pipelines.{pipeline}.media"
+    others = media.replace("{signature}", "")
+    if "{signature}" not in media or "{" in others or "}" in others:
+        raise ConfigError(
+            f"{where}: {key} = {media!r} should hold {{signature}} and no other braces; "
+            'for example "s3://originals/{signature}.jpg"'
+        )
+    if "://" in media:
+        return media
+    path = (base / _expanded(media, f"{where}: {key}")).absolute()
+    return "file://" + quote(os.fsencode(path), safe="/{}")
 
 
 def _build_each(cls: type[Any], table: Any, where: str, key: str) -> Mapping[str, Any]:
@@ -214,7 +257,8 @@ def _build_each(cls: type[Any], table: Any, where: str, key: str) -> Mapping[str
     for name in table:
         if not NAME.match(name):
             raise ConfigError(
-                f"{where}: {key}.{name!r} is no name; use 1 to 64 of A-Z a-z 0-9 . _ -"
+                f"{where}: {key}.{name!r} is no name; use 1 to 64 of A-Z a-z 0-9 . _ -, "
+                "a letter or digit first"
             )
     return MappingProxyType(
         {name: _build(cls, sub, where, f"{key}.{name}") for name, sub in table.items()}
@@ -245,12 +289,15 @@ def _typed(value: Any, kind: Any, where: str, key: str) -> Any:
         items = _typed(value, list, where, key)
         return tuple(_typed(v, str, where, f"{key}[{i}]") for i, v in enumerate(items))
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = float(min(value, 1 << 63))
     if isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{where}: {key} = {value!r} should be a finite number")
+        if isinstance(value, str) and "\0" in value:
+            raise ConfigError(f"{where}: {key} = {value!r} holds a NUL character")
         return value
-    raise ConfigError(
-        f"{where}: {key} = {value!r} should be {_WORDS[kind]}, not {_WORDS.get(type(value), 'that')}"
-    )
+    found = _WORDS.get(type(value), f"a {type(value).__name__}")
+    raise ConfigError(f"{where}: {key} = {value!r} should be {_WORDS[kind]}, not {found}")
 
 
 _WORDS: dict[Any, str] = {
@@ -262,19 +309,58 @@ _WORDS: dict[Any, str] = {
     dict: "a table",
 }
 
+_TABLES = {
+    "": {f.name for f in fields(Settings)} - {"source"},
+    "worker": {f.name for f in fields(WorkerSettings)},
+    "media": {f.name for f in fields(MediaSettings)},
+    "pipelines.NAME": {f.name for f in fields(PipelineSettings)},
+    "signals.NAME": {f.name for f in fields(SignalSettings)},
+}
+
 
 def _refuse_unknown(table: dict[str, Any], known: set[str], where: str, prefix: str) -> None:
     for key in table:
-        if key not in known:
+        if key in known:
+            continue
+        # A key that exists elsewhere is in the wrong table, rather than misspelt.
+        homes = [name for name, keys in _TABLES.items() if key in keys]
+        if homes:
+            home = f"in [{homes[0]}]" if homes[0] else "at the top of the file"
+            hint = f"; {key!r} belongs {home}"
+        else:
             hint = _nearest(key, known)
-            raise ConfigError(
-                f"{where}: unknown key {prefix}{key}{hint}; known: {', '.join(sorted(known))}"
-            )
+        raise ConfigError(
+            f"{where}: unknown key {prefix}{key}{hint}; known here: {', '.join(sorted(known))}"
+        )
 
 
 def _nearest(word: str, known: typing.Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    folded = {name.casefold(): name for name in known}
+    close = difflib.get_close_matches(word.casefold(), folded, n=1, cutoff=0.5)
+    return f"; did you mean {folded[close[0]]!r}?" if close else ""
+
+
+def _check_home(home: Path) -> None:
+    """Refuse a home that cannot be one; it need not exist yet."""
+    text = str(home)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ConfigError(
+            f"{text!a}: the home's path must be UTF-8; choose another --home"
+        ) from None
+    # SQLAlchemy reads both in a URL's path, and not the same way in all its versions.
+    for each in ("?", "%"):
+        if each in text:
+            raise ConfigError(
+                f"{text!a}: the home's path may not hold {each!r}; choose another --home"
+            )
+    try:
+        existing = next(path for path in (home, *home.parents) if path.exists())
+    except OSError as error:
+        raise ConfigError(f"{home}: {error.strerror}; choose another --home") from None
+    if not existing.is_dir():
+        raise ConfigError(f"{existing} is a file where a folder is needed; choose another --home")
 
 
 def _check(settings: Settings, where: str) -> None:
@@ -282,60 +368,63 @@ def _check(settings: Settings, where: str) -> None:
         if not condition:
             raise ConfigError(f"{where}: {key} = {value!r} {rule}")
 
+    def within(holder: object, table: str, key: str, low: float, high: float) -> None:
+        value = getattr(holder, key)
+        require(
+            low <= value <= high, f"{table}.{key}", value, f"should be {low:.16g} to {high:.16g}"
+        )
+
     worker, media = settings.worker, settings.media
+    within(worker, "worker", "batch_size", 1, 4096)
+    within(worker, "worker", "threads", 1, 256)
+    within(worker, "worker", "lease_seconds", 0.1, 86_400)
+    within(worker, "worker", "patience_seconds", 0.0, 86_400)
+    within(worker, "worker", "decode_threads", 0, 1024)
+    within(worker, "worker", "torch_threads", 0, 1024)
     require(
-        1 <= worker.batch_size <= 4096, "worker.batch_size", worker.batch_size, "is not 1 to 4096"
-    )
-    require(1 <= worker.threads <= 256, "worker.threads", worker.threads, "is not 1 to 256")
-    require(
-        worker.lease_seconds >= 0.1, "worker.lease_seconds", worker.lease_seconds, "is under 0.1"
-    )
-    require(
-        worker.decode_threads >= 0, "worker.decode_threads", worker.decode_threads, "is negative"
-    )
-    require(worker.torch_threads >= 0, "worker.torch_threads", worker.torch_threads, "is negative")
-    require(media.max_bytes > 0, "media.max_bytes", media.max_bytes, "is not positive")
-    require(media.max_pixels > 0, "media.max_pixels", media.max_pixels, "is not positive")
-    require(
-        media.timeout_seconds > 0, "media.timeout_seconds", media.timeout_seconds, "is not positive"
-    )
-    require(
-        bool(re.match(r"(auto|cpu|mps|cuda(:\d+)?)\Z", worker.device)),
+        bool(re.match(r"(auto|cpu|mps|cuda(:\d{1,4})?)\Z", worker.device)),
         "worker.device",
         worker.device,
         'is not "auto", "cpu", "mps", "cuda" or "cuda:N"',
     )
-    known_formats = set(MediaSettings().formats)
+    within(media, "media", "max_bytes", 1, 2**40)
+    within(media, "media", "max_pixels", 1, 2**40)
+    within(media, "media", "timeout_seconds", 0.001, 86_400)
+    known_formats = MediaSettings().formats
+    require(bool(media.formats), "media.formats", list(media.formats), "admits no format")
     for name in media.formats:
         require(
-            name in known_formats, "media.formats", name, f"is not one of {sorted(known_formats)}"
+            name in known_formats,
+            "media.formats",
+            name,
+            f"is not a format{_nearest(name, known_formats)}; known: {', '.join(known_formats)}",
         )
     available = {*BUILTIN_SIGNALS, *settings.signals}
     for name, pipeline in settings.pipelines.items():
         key = f"pipelines.{name}"
-        require(bool(NAME.match(pipeline.galaxy)), f"{key}.galaxy", pipeline.galaxy, "is no name")
-        require(1 <= pipeline.priority <= 9, f"{key}.priority", pipeline.priority, "is not 1 to 9")
         require(
-            pipeline.max_attempts >= 1, f"{key}.max_attempts", pipeline.max_attempts, "is under 1"
+            bool(NAME.match(pipeline.galaxy)),
+            f"{key}.galaxy",
+            pipeline.galaxy,
+            "is no name; use 1 to 64 of A-Z a-z 0-9 . _ -, a letter or digit first",
         )
-        require(
-            0 <= pipeline.backoff_seconds <= pipeline.backoff_max_seconds,
-            f"{key}.backoff_seconds",
-            pipeline.backoff_seconds,
-            "is negative or above backoff_max_seconds",
-        )
-        require(bool(pipeline.signals), f"{key}.signals", pipeline.signals, "names no signal")
+        within(pipeline, key, "priority", 1, 9)
+        within(pipeline, key, "max_attempts", 1, 1_000_000)
+        within(pipeline, key, "backoff_max_seconds", 0, 30 * 86_400)
+        within(pipeline, key, "backoff_seconds", 0, pipeline.backoff_max_seconds)
+        require(bool(pipeline.signals), f"{key}.signals", [], "names no signal")
         for signal in pipeline.signals:
-            hint = _nearest(signal, available)
             require(
                 signal in available,
                 f"{key}.signals",
                 signal,
-                f"is not a signal{hint}; known: {', '.join(sorted(available))}",
+                f"is not a signal{_nearest(signal, available)}; "
+                f"known: {', '.join(sorted(available))}",
             )
+            require(pipeline.signals.count(signal) == 1, f"{key}.signals", signal, "is named twice")
     for name, signal_settings in settings.signals.items():
         require(
-            bool(re.match(r"[\w.]+:[\w.]+\Z", signal_settings.use)),
+            bool(_ATTRIBUTE.match(signal_settings.use)),
             f"signals.{name}.use",
             signal_settings.use,
             'is not "module:attribute"',
@@ -345,5 +434,5 @@ def _check(settings: Settings, where: str) -> None:
             version is None or 1 <= version < 2**32,
             f"signals.{name}.version",
             version,
-            "is not 1 to 4294967295",
+            "should be 1 to 4294967295",
         )

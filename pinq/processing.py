@@ -85,14 +85,15 @@ class Processor:
 
     def _find_missing(self, jobs: Sequence[LeasedJob]) -> list["_Work"]:
         """What the store lacks of each job, at the current versions."""
-        keys = [self._key(job, signal) for job in jobs for signal in self._signals]
+        # What is forced is computed whatever is stored, even if that is damaged.
+        keys = [self._key(job, s) for job in jobs if not job.force for s in self._signals]
         stored = iter(self._store.get(keys))
         works = []
         for job in jobs:
             work = _Work(job)
             for signal in self._signals:
-                value = next(stored)
-                if value is None or job.force:
+                value = None if job.force else next(stored)
+                if value is None:
                     work.missing.append(signal)
                 elif job.attempt > 1 or value.computed_at_ms >= job.enqueued_at_ms:
                     # Stored for this job, by an attempt that died before it could say so.

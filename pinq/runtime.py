@@ -10,7 +10,7 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -26,19 +26,20 @@ from pinq.outbox.sinks.urls import open_sink
 from pinq.queue.contract import Queue
 from pinq.queue.model import Finished, Job, State
 from pinq.queue.urls import open_queue
+from pinq.signals.registry import signals_for
 from pinq.store.contract import Store
 from pinq.store.urls import open_store
 
 logger = logging.getLogger(__name__)
 
-PATIENCE_SECONDS = 30.0
 _ENQUEUE_BATCH = 256
 _LOOKUP_BATCH = 1000
 _EXAMPLES = 3
 # dramatiq's threads look for a stop this often; it costs nothing measurable.
 _WORKER_TIMEOUT_MS = 100
-_EMPTY_POLL_SECONDS = 0.05
-_PROGRESS_SECONDS = 0.1
+_POLL_SECONDS = 0.05
+# After a relay was killed, a run that ends within this time waits for the rest of it.
+_RELAY_LEASE_SECONDS = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ class Worker:
             queue,
             worker=incarnation(),
             lease_seconds=settings.worker.lease_seconds,
-            patience_seconds=PATIENCE_SECONDS,
+            patience_seconds=settings.worker.patience_seconds,
             on_finished=self._finished,
             on_fatal=self._fatal,
         )
@@ -125,7 +126,6 @@ class Worker:
         # These import torch.
         from pinq.inference.engine import Engine
         from pinq.processing import Processor
-        from pinq.signals.registry import signals_for
 
         names = {name for p in pipelines for name in settings.pipeline(p).signals}
         signals = {signal.name: signal for signal in signals_for(settings, sorted(names))}
@@ -133,7 +133,7 @@ class Worker:
         for name in pipelines:
             pipeline = settings.pipeline(name)
             chosen = [signals[signal] for signal in pipeline.signals]
-            declare(queue, settings, name, [f"{s.name}@{s.version}" for s in chosen])
+            declare(queue, settings, name)
             processor = Processor(
                 name,
                 pipeline,
@@ -142,7 +142,7 @@ class Worker:
                 store=store,
                 media=settings.media,
                 decoders=self._decoders,
-                patience_seconds=PATIENCE_SECONDS,
+                patience_seconds=settings.worker.patience_seconds,
                 stop=self._stop_waiting,
             )
             declare_actor = dramatiq.actor(
@@ -197,11 +197,14 @@ class Worker:
 _COUNTED = ("succeeded", "retried", "dead", "refused")
 
 
-def declare(
-    queue: Queue, settings: Settings, pipeline: str, signals: Iterable[str] | None = None
-) -> None:
+def declare(queue: Queue, settings: Settings, name: str) -> None:
     """Make a pipeline's queue, or tell it what its workers compute now."""
-    queue.declare(pipeline, source=f"/pinq/{settings.pipeline(pipeline).galaxy}", signals=signals)
+    pipeline = settings.pipeline(name)
+    queue.declare(
+        name,
+        source=f"/pinq/{pipeline.galaxy}",
+        signals=[f"{s.name}@{s.version}" for s in signals_for(settings, pipeline.signals)],
+    )
 
 
 @contextmanager
@@ -235,7 +238,7 @@ def run_worker(
             while not stop.is_set() and not worker.ended.is_set():
                 if until_empty and not queue.unfinished(pipelines or tuple(settings.pipelines)):
                     break
-                stop.wait(_EMPTY_POLL_SECONDS)
+                stop.wait(_POLL_SECONDS)
         finally:
             worker.stop()
     if worker.error is not None:
@@ -259,7 +262,9 @@ def _relay(settings: Settings, queue: Queue, stack: ExitStack) -> Relay:
     for url in settings.events:
         sinks.append(open_sink(url))
         stack.callback(sinks[-1].close)
-    return Relay(queue, sinks, holder=incarnation(), patience_seconds=PATIENCE_SECONDS)
+    return Relay(
+        queue, sinks, holder=incarnation(), patience_seconds=settings.worker.patience_seconds
+    )
 
 
 def run(
@@ -283,31 +288,36 @@ def run(
     started = time.monotonic()
     with ExitStack() as stack:
         queue, store = stack.enter_context(opened(settings))
+        # Before anything is enqueued: a signal that is new makes its images run again.
         declare(queue, settings, pipeline)
         intake = _Intake(settings, queue, pipeline, paths, retry_dead)
         stack.callback(intake.stop)
-        intake.start()  # hashes while torch is imported
-        worker = Worker(settings, queue, store, pipelines=[pipeline])
+        intake.start()
         relaying = _Relaying(settings, queue)
         relaying.start()
         stack.callback(relaying.finish)
-        worker.start()
+        worker: Worker | None = None
         interrupted = False
         try:
-            while intake.scanning or queue.unfinished([pipeline], scheduled=False):
+            while (work := queue.unfinished([pipeline], scheduled=False)) or intake.scanning:
                 if stop is not None and stop.is_set():
                     interrupted = True
                     break
-                if worker.ended.is_set() or intake.error or relaying.error:
+                if intake.error or relaying.error or (worker and worker.error):
                     break
+                if work and worker is None:
+                    # Only now: where all is done already, torch need not be imported.
+                    worker = Worker(settings, queue, store, pipelines=[pipeline])
+                    worker.start()
                 if on_progress is not None:
                     on_progress(_progress(intake, worker))
-                worker.ended.wait(_PROGRESS_SECONDS if intake.scanning else _EMPTY_POLL_SECONDS)
+                time.sleep(_POLL_SECONDS)
         finally:
             intake.stop()
-            worker.stop()
+            if worker is not None:
+                worker.stop()
             relaying.finish()
-        error = worker.error or intake.error or relaying.error
+        error = (worker and worker.error) or intake.error or relaying.error
         if error is not None:
             raise error
         if on_progress is not None:
@@ -416,8 +426,9 @@ class _Relaying:
             self.error = error
 
 
-def _progress(intake: _Intake, worker: Worker) -> RunProgress:
-    succeeded, dead = worker.counts["succeeded"], worker.counts["dead"]
+def _progress(intake: _Intake, worker: Worker | None) -> RunProgress:
+    counts = worker.counts if worker else Counter[str]()
+    succeeded, dead = counts["succeeded"], counts["dead"]
     return RunProgress(
         found=len(intake.signatures),
         scanning=intake.scanning,
@@ -431,7 +442,7 @@ def _report(
     queue: Queue,
     pipeline: str,
     intake: _Intake,
-    worker: Worker,
+    worker: Worker | None,
     seconds: float,
     interrupted: bool,
 ) -> RunReport:
@@ -448,7 +459,8 @@ def _report(
                 dead[reason] += 1
                 if dead[reason] <= _EXAMPLES:
                     examples[reason] = (*examples.get(reason, ()), job)
-    done = worker.counts["succeeded"] + worker.counts["dead"]
+    counts = worker.counts if worker else Counter[str]()
+    done = counts["succeeded"] + counts["dead"]
     return RunReport(
         enqueued=intake.enqueued,
         duplicate=intake.duplicate,
@@ -458,7 +470,7 @@ def _report(
         dead_examples=examples,
         seconds=seconds,
         images_per_second=done / seconds if seconds else 0.0,
-        refused=worker.counts["refused"],
+        refused=counts["refused"],
         interrupted=interrupted,
         skipped=tuple(intake.skipped),
     )

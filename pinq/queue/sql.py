@@ -71,6 +71,7 @@ class SqlQueue:
         self._database = database
         self._clock = clock
         self._doorbell = Doorbell(database.path)
+        self._idle: set[str] = set()
 
     # --- queues ---------------------------------------------------------------
 
@@ -180,9 +181,16 @@ class SqlQueue:
     # --- lease ----------------------------------------------------------------
 
     def lease(self, queue: str, limit: int, seconds: float, worker: str) -> Lease | None:
-        due = self.next_due_ms(queue)
-        if due is None or due > self._clock():
-            return None  # found without taking the write lock
+        if queue in self._idle:
+            # Nothing was there last time: look before taking the write lock.
+            due = self.next_due_ms(queue)
+            if due is None or due > self._clock():
+                return None
+        lease = self._lease(queue, limit, seconds, worker)
+        (self._idle.add if lease is None else self._idle.discard)(queue)
+        return lease
+
+    def _lease(self, queue: str, limit: int, seconds: float, worker: str) -> Lease | None:
         with self._database.write() as connection:
             found = self._find(connection, queue)
             if found is None:
@@ -199,11 +207,11 @@ class SqlQueue:
             ).all()
             if not rows:
                 return None
-            solo = rows[0].suspect
+            solo = rows[0][-1]
             if solo and held:
                 return None  # until what this worker holds is answered
             rows = rows[:1] if solo else _until_suspect(rows)
-            ids = json.dumps([row.id for row in rows])
+            ids = json.dumps([row[0] for row in rows])
             nonce = secrets.token_hex(8)
             expires_at_ms = now + round(seconds * 1000)
             lease_id = connection.exec_driver_sql(
@@ -217,20 +225,7 @@ class SqlQueue:
             token=f"{lease_id}-{nonce}",
             queue=queue,
             expires_at_ms=expires_at_ms,
-            jobs=tuple(
-                LeasedJob(
-                    id=row.id,
-                    key=row.key,
-                    uri=row.uri,
-                    verify=bool(row.verify),
-                    etag=row.etag,
-                    force=bool(row.force),
-                    enqueued_at_ms=row.enqueued_at_ms,
-                    attempt=row.attempts + 1,
-                    max_attempts=row.max_attempts,
-                )
-                for row in rows
-            ),
+            jobs=tuple(LeasedJob._make(row[:-1]) for row in rows),
         )
 
     def next_due_ms(self, queue: str) -> int | None:
@@ -273,7 +268,9 @@ class SqlQueue:
                     connection.exec_driver_sql(
                         statements.SUCCEED,
                         (now, generation, json.dumps([v.id for v in successes]), lease_id),
-                    ).scalars()
+                    )
+                    .scalars()
+                    .all()
                 )
                 events.store(
                     connection, (v.event for v in successes if v.event and v.id in accepted), now
@@ -455,6 +452,6 @@ def _parse(token: str) -> tuple[int, str]:
 
 def _until_suspect(rows: Sequence[Row[Any]]) -> Sequence[Row[Any]]:
     for index, row in enumerate(rows):
-        if row.suspect:
+        if row[-1]:
             return rows[:index]
     return rows

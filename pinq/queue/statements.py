@@ -11,11 +11,11 @@ INSERT INTO jobs (queue_id, key, state, priority, run_at_ms, attempts, max_attem
 VALUES (?, ?, 0, ?, ?, 0, ?, 0, 0, ?, ?, ?, ?, ?)
 """
 
-# One seek of the index a priority: future jobs of a high priority are not
-# waded through to reach the due ones of a low priority.
+# The columns of LeasedJob, and `suspect`. One seek of the index a priority: future
+# jobs of a high priority are not waded through to reach the due ones of a low one.
 CANDIDATES = " UNION ALL ".join(
     f"""SELECT * FROM (
-    SELECT id, key, uri, verify, etag, force, enqueued_at_ms, attempts, max_attempts, suspect
+    SELECT id, key, uri, verify, etag, force, enqueued_at_ms, attempts + 1, max_attempts, suspect
     FROM jobs INDEXED BY jobs_pending
     WHERE state = 0 AND queue_id = :queue AND priority = {priority} AND run_at_ms <= :now
     ORDER BY run_at_ms, id LIMIT :limit)"""

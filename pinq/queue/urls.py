@@ -1,10 +1,12 @@
 """From a URL in the settings to an open queue."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import parse_qsl
 
-from sqlalchemy import URL, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy import URL, text
+from sqlalchemy.exc import DBAPIError
 
 from pinq.errors import ConfigError, QueueUnavailable, ReadOnlyHome, SchemaMismatch
 from pinq.queue import migrate
@@ -71,21 +73,25 @@ def current(url: str) -> tuple[str | None, str]:
         database.close()
 
 
+_QUERY = re.compile(r"\w+=[^/&]*(&\w+=[^/&]*)*\Z")
+
+
 def _parse(url: str) -> URL:
-    try:
-        parsed = make_url(url)
-    except ArgumentError:
+    scheme, mark, rest = url.partition("://")
+    if not mark:
+        raise ConfigError(f"queue = {url!r} is not a URL such as sqlite:///.pinq/queue.db")
+    if scheme != "sqlite":
         raise ConfigError(
-            f"queue = {url!r} is not a URL such as sqlite:///.pinq/queue.db"
-        ) from None
-    if parsed.drivername != "sqlite":
-        raise ConfigError(
-            f"queue = {url!r}: pinq keeps queues in sqlite:///path; "
-            f"{parsed.drivername!r} is not supported"
+            f"queue = {url!r}: pinq keeps queues in sqlite:///path; {scheme!r} is not supported"
         )
-    if not parsed.database or parsed.database == ":memory:":
+    # Not by SQLAlchemy's make_url: a path is taken as it stands, whatever is in it.
+    path, query = rest.removeprefix("/"), ""
+    head, mark, tail = path.rpartition("?")
+    if mark and _QUERY.match(tail):
+        path, query = head, tail
+    if not path or path == ":memory:":
         raise ConfigError(f"queue = {url!r} names no file; for example sqlite:///.pinq/queue.db")
-    return parsed
+    return URL.create("sqlite", database=path, query=dict(parse_qsl(query, keep_blank_values=True)))
 
 
 def _open(parsed: URL, path: Path) -> SqliteDatabase:

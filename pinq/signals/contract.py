@@ -23,7 +23,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import torch
@@ -55,13 +55,19 @@ class Computed:
 
 
 class Signal(ABC):
-    """One signal. The worker makes one instance a process and device."""
+    """One signal. The worker makes one instance a process and device.
 
-    name: ClassVar[str]
-    version: ClassVar[int]
-    input: ClassVar[ImageInput]
-    dtype: ClassVar[str]
-    shape: ClassVar[tuple[int, ...]]
+    ``name`` and ``version`` are what values are stored under: raise the version
+    whenever the same image would get another value. The settings may give an instance a
+    name and a version of its own. ``dtype`` is numpy's name of one of ``bool``, ``int8`` to
+    ``int64``, ``uint8`` to ``uint64``, ``float16`` to ``float64``; ``shape`` is one image's.
+    """
+
+    name: str
+    version: int
+    input: ImageInput
+    dtype: str
+    shape: tuple[int, ...]
 
     def load(self, device: "torch.device") -> None:  # noqa: B027
         """Put constants or a model onto ``device``; called once, before ``compute``."""
@@ -72,8 +78,9 @@ class Signal(ABC):
 
         Args:
             images: uint8 ``[B, 3, height, width]``, RGB, on the device of ``load``;
-                B varies from call to call. Called from several threads at once,
-                under ``torch.inference_mode``.
+                B varies from call to call. Its memory is used again for the next
+                batch: neither keep it nor return a part of it from a later call. Called
+                from several threads at once, under ``torch.inference_mode``.
         """
 
     def render(self, data: bytes, meta: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,7 +88,8 @@ class Signal(ABC):
         return render_array(self.dtype, self.shape, data, meta)
 
 
-_STRUCT = {
+#: What a signal's dtype may be, and the letter that ``struct`` has for it.
+DTYPES = {
     "bool": "?",
     "int8": "b",
     "uint8": "B",
@@ -99,7 +107,7 @@ _STRUCT = {
 
 def unpack(dtype: str, shape: tuple[int, ...], data: bytes) -> list[Any]:
     """The values of an array as a flat list, without numpy."""
-    return list(struct.unpack(f"<{prod(shape)}{_STRUCT[dtype]}", data))
+    return list(struct.unpack(f"<{prod(shape)}{DTYPES[dtype]}", data))
 
 
 def render_array(

@@ -96,7 +96,7 @@ def test_an_answer_tells_the_state_of_the_job(queue: Queue) -> None:
     add(queue, "live", "done", "dead")
     found = queue.lease(Q, 3, 60, "w")
     assert found
-    live, done, dead = found.jobs
+    _live, done, dead = found.jobs
     queue.finish(found.token, [Succeeded(done.id), Dead(dead.id, GONE)])
     answers = queue.enqueue(Q, [NewJob(k, "file:///x") for k in ("live", "done", "dead")])
     assert [a.state for a in answers] == [State.LEASED, State.SUCCEEDED, State.DEAD]

@@ -1,0 +1,99 @@
+"""One image at a time: from the call that enqueues it to its start, its values, its event.
+
+An idle worker, an idle relay and a program that enqueues (:mod:`benchmarks.observer`) are three
+processes on one home. 200 photographs come 50 ms apart, and 200 more after 10 idle seconds.
+``start`` is when the worker takes the image in hand (:mod:`benchmarks.timed_worker`),
+``readable`` when a look-up in the enqueuing process finds its values, ``announced`` when a whole segment
+of the event files holds its event: a segment is closed after at most a second. All
+three begin with the call, so that signing the file and the synced commit are in them;
+``start_after_commit`` begins when the call has returned.
+
+The baseline of ``readable`` is the bare loop, one photograph at a time, in one process: no queue, no
+store, nobody to tell.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.figures import Figure, Goal, median, percentile
+from benchmarks.observer import WARM_UP
+from benchmarks.options import Options
+from benchmarks.photographs import photographs
+from benchmarks.processes import PINQ, PYTHON, environment, run, scratch, started, warm
+
+_SERIES = ("latency", "latency.after_idle")
+
+
+def measure(options: Options) -> list[Figure]:
+    """Both series, and the bare loop before and after."""
+    count, idle = (6, 0.5) if options.quick else (200, 10.0)
+    megapixels = (0.1, 0.3) if options.quick else (0.3, 12.0)
+    folder = photographs(WARM_UP + 2 * count, megapixels=megapixels)
+    warm(sorted(folder.iterdir()))
+    bare = _bare(folder)
+    options.say(f"latency: {count} photographs 50 ms apart, twice")
+    series, starts = _observe(folder, count, idle)
+    if not options.quick:
+        bare += _bare(folder)
+    figures = []
+    for name, sights in zip(_SERIES, series, strict=True):
+        figures += _figures(name, sights, starts, bare)
+    return figures
+
+
+def _bare(folder: Path) -> list[float]:
+    ran = run([PYTHON, "-m", "benchmarks.bare_loop", "single", str(folder)])
+    milliseconds: list[float] = json.loads(ran.stdout)["milliseconds"]
+    return milliseconds
+
+
+def _observe(
+    folder: Path, count: int, idle_seconds: float
+) -> tuple[list[list[dict[str, Any]]], dict[str, int]]:
+    """What the observer saw of each series, and when the worker began each signature."""
+    with scratch() as place:
+        home, times = place / "home", place / "times.json"
+        env = environment()
+        at_home = ["--home", str(home)]
+        worker = [PYTHON, "-m", "benchmarks.timed_worker", str(times), *at_home, "worker"]
+        with (
+            started(worker, log=place / "worker.log", cwd=place, env=env),
+            started([PINQ, *at_home, "relay"], log=place / "relay.log", cwd=place, env=env),
+        ):
+            # The observer's first images wait for the worker; it need not be ready.
+            time.sleep(0.5)
+            observer = [PYTHON, "-m", "benchmarks.observer", str(home), str(folder)]
+            ran = run([*observer, str(count), str(idle_seconds)], cwd=place)
+        return json.loads(ran.stdout), json.loads(times.read_text())
+
+
+def _figures(
+    name: str, sights: list[dict[str, Any]], starts: dict[str, int], bare: list[float]
+) -> list[Figure]:
+    def since(begin: str, end: str) -> list[float]:
+        ends = [starts[sight["signature"]] if end == "start" else sight[end] for sight in sights]
+        return [(at - sight[begin]) / 1e6 for at, sight in zip(ends, sights, strict=True)]
+
+    figures = []
+    waits = {
+        "start": since("called", "start"),
+        "readable": since("called", "readable"),
+        "announced": since("called", "announced"),
+        "start_after_commit": since("returned", "start"),
+        "enqueue_call": since("called", "returned"),
+    }
+    for what, milliseconds in waits.items():
+        middle, late = median(milliseconds), percentile(milliseconds, 99)
+        baselines = (None, None)
+        if what == "readable":
+            baselines = (median(bare), percentile(bare, 99))
+        against = "bare loop, one by one" if what == "readable" else ""
+        goal = Goal(value_at_most=5) if what == "start_after_commit" else None
+        figures += [
+            Figure(f"{name}.{what}.median", middle, "ms", baselines[0], against, goal),
+            Figure(f"{name}.{what}.p99", late, "ms", baselines[1], against),
+        ]
+    figures.append(Figure(f"{name}.start.first", waits["start"][0], "ms"))
+    return figures

@@ -1,0 +1,178 @@
+"""The queue alone: enqueue, lease and finish in batches of 256, every commit synced.
+
+Against :mod:`benchmarks.bare_queue`. Both make their jobs from the same list of keys, in the
+same process, on new files on the same disk; rounds take turns, and the best round of each
+counts. Verbs are timed apart as well.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.bare_queue import BareQueue
+from benchmarks.figures import Figure, Goal
+from benchmarks.options import Options
+from benchmarks.processes import Broken, scratch
+from pinq.outbox.events import computed_event
+from pinq.queue.model import NewJob, Succeeded
+from pinq.queue.urls import open_queue
+
+BATCH = 256
+_SIGNALS = {"color": 1, "pdq": 1, "quality": 1}
+
+Item = tuple[str, str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Round:
+    """Seconds that each verb took over all batches."""
+
+    enqueue: float
+    lease: float
+    finish: float
+
+    @property
+    def seconds(self) -> float:
+        return self.enqueue + self.lease + self.finish
+
+
+def _items(count: int) -> list[Item]:
+    """Key, URI and etag of made-up images."""
+    return [
+        (
+            hashlib.blake2b(index.to_bytes(8, "big"), digest_size=16).hexdigest(),
+            f"file:///srv/photographs/{index % 1000:03d}/{index:08d}.jpg",
+            f"{index}-1700000000000000000",
+        )
+        for index in range(count)
+    ]
+
+
+def _batches(items: Sequence[Item]) -> list[Sequence[Item]]:
+    return [items[start : start + BATCH] for start in range(0, len(items), BATCH)]
+
+
+def pinq_round(path: Path, items: Sequence[Item], with_events: bool) -> _Round:
+    """All jobs through pinq's queue."""
+    now = time.perf_counter
+    enqueue = lease = finish = 0.0
+    with closing(open_queue(f"sqlite:///{path}")) as queue:
+        queue.declare("bench", source="/pinq/bench")
+        for batch in _batches(items):
+            start = now()
+            jobs = [NewJob(key, uri, verify=True, etag=etag) for key, uri, etag in batch]
+            queue.enqueue("bench", jobs)
+            enqueue += now() - start
+        ended = 0
+        while True:
+            start = now()
+            leased = queue.lease("bench", BATCH, 60.0, "bench")
+            lease += now() - start
+            if leased is None:
+                break
+            start = now()
+            if with_events:
+                verdicts = [
+                    Succeeded(
+                        job.id,
+                        computed_event(
+                            galaxy="bench",
+                            signature=job.key,
+                            pipeline="bench",
+                            attempt=job.attempt,
+                            signals=_SIGNALS,
+                            uri=job.uri,
+                        ),
+                    )
+                    for job in leased.jobs
+                ]
+            else:
+                verdicts = [Succeeded(job.id) for job in leased.jobs]
+            ended += queue.finish(leased.token, verdicts).succeeded
+            finish += now() - start
+    if ended != len(items):
+        raise Broken(f"pinq's queue ended {ended} of {len(items)} jobs")
+    return _Round(enqueue, lease, finish)
+
+
+def bare_round(path: Path, items: Sequence[Item], with_events: bool) -> _Round:
+    """All jobs through the bare loop."""
+    now = time.perf_counter
+    enqueue = lease = finish = 0.0
+    with closing(BareQueue(path)) as queue:
+        for batch in _batches(items):
+            start = now()
+            queue.enqueue(batch)
+            enqueue += now() - start
+        ended = 0
+        while True:
+            start = now()
+            token, rows = queue.lease(BATCH)
+            lease += now() - start
+            if not rows:
+                break
+            start = now()
+            events = [
+                (
+                    row[1],
+                    {"pipeline": "bench", "attempt": row[4], "signals": _SIGNALS, "uri": row[2]},
+                )
+                for row in (rows if with_events else ())
+            ]
+            ended += queue.finish(token, [row[0] for row in rows], events)
+            finish += now() - start
+    if ended != len(items):
+        raise Broken(f"the bare loop ended {ended} of {len(items)} jobs")
+    return _Round(enqueue, lease, finish)
+
+
+def measure(options: Options) -> list[Figure]:
+    """Without events, and with one a job."""
+    items = _items(2_000 if options.quick else 51_200)
+    rounds = 1 if options.quick else options.rounds or 5
+    figures = []
+    for with_events in (False, True):
+        done = _in_turn({"pinq": pinq_round, "bare": bare_round}, items, with_events, rounds)
+        pinq, bare = (min(done[name], key=lambda r: r.seconds) for name in ("pinq", "bare"))
+        what = "queue.with_events" if with_events else "queue"
+        goal = None if with_events else Goal(value_at_least=25_000, ratio_at_least=0.6)
+        count = len(items)
+        figures.append(
+            Figure(
+                f"{what}.jobs_per_second",
+                count / pinq.seconds,
+                "jobs/s",
+                count / bare.seconds,
+                "bare sqlite3 loop",
+                goal,
+            )
+        )
+        figures += [
+            Figure(
+                f"{what}.{verb}.jobs_per_second",
+                count / getattr(pinq, verb),
+                "jobs/s",
+                count / getattr(bare, verb),
+                "bare sqlite3 loop",
+            )
+            for verb in ("enqueue", "lease", "finish")
+        ]
+        options.say(f"{what}: {count / pinq.seconds:,.0f} jobs/s, bare {count / bare.seconds:,.0f}")
+    return figures
+
+
+def _in_turn(
+    contenders: dict[str, Callable[[Path, Sequence[Item], bool], _Round]],
+    items: Sequence[Item],
+    with_events: bool,
+    rounds: int,
+) -> dict[str, list[_Round]]:
+    done: dict[str, list[_Round]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, contender in contenders.items():
+            with scratch() as folder:
+                done[name].append(contender(folder / "queue.db", items, with_events))
+    return done

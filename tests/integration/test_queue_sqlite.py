@@ -1,0 +1,244 @@
+"""What is SQLite's own: its schema, and how its troubles are told."""
+
+import os
+import sqlite3
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import create_engine
+
+from pinq.errors import (
+    ConfigError,
+    QueueError,
+    QueueUnavailable,
+    ReadOnlyHome,
+    SchemaMismatch,
+    StorageFull,
+)
+from pinq.queue.model import Event, NewJob, Succeeded
+from pinq.queue.tables import REVISION, metadata
+from pinq.queue.urls import current, open_queue, queue_exists, upgrade
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/home/queue.db"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True
+    )
+    if mounted.returncode:
+        reason = f"needs the right to mount: {mounted.stderr.decode()}"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+    yield folder
+    subprocess.run(["mount", "-o", "remount,rw", str(folder)], check=False)
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_the_migrations_make_what_the_tables_say(url: str) -> None:
+    assert upgrade(url) == REVISION
+    with create_engine(url).connect() as connection:
+        difference = compare_metadata(MigrationContext.configure(connection), metadata)
+    assert difference == []
+
+
+def test_a_partial_index_is_migrated_with_its_condition(url: str) -> None:
+    upgrade(url)
+    made = sqlite3.connect(url.removeprefix("sqlite:///"))
+    indexes = dict(made.execute("SELECT name, sql FROM sqlite_master WHERE type = 'index'"))
+    made.close()
+    declared = {
+        index.name: str(index.dialect_options["sqlite"]["where"])
+        for table in metadata.tables.values()
+        for index in table.indexes
+        if index.dialect_options["sqlite"]["where"] is not None
+    }
+    assert declared
+    for name, condition in declared.items():
+        assert indexes[name].endswith(f"WHERE {condition}")
+
+
+def test_an_embedded_database_makes_itself_and_opens_again(url: str) -> None:
+    assert not queue_exists(url)
+    assert current(url) == (None, REVISION)
+    open_queue(url).close()
+    assert queue_exists(url)
+    assert current(url) == (REVISION, REVISION)
+    open_queue(url).close()
+
+
+def test_many_processes_opening_a_new_database_at_once_all_succeed(url: str) -> None:
+    script = f"from pinq.queue.urls import open_queue; open_queue({url!r}).close()"
+    import sys
+
+    started = [subprocess.Popen([sys.executable, "-c", script]) for _ in range(4)]
+    assert [one.wait(60) for one in started] == [0, 0, 0, 0]
+
+
+def test_a_queue_that_is_not_there_is_not_made_for_a_reader(url: str) -> None:
+    with pytest.raises(QueueUnavailable, match="pinq enqueue"):
+        open_queue(url, create=False)
+    assert not queue_exists(url)
+
+
+def test_a_database_newer_than_the_code_is_refused(url: str) -> None:
+    upgrade(url)
+    database = sqlite3.connect(url.removeprefix("sqlite:///"))
+    database.execute("UPDATE alembic_version SET version_num = '9999'")
+    database.commit()
+    database.close()
+    with pytest.raises(SchemaMismatch, match=r"'9999'.*newer pinq"):
+        open_queue(url)
+
+
+def test_a_database_of_somebody_elses_is_refused_and_left_alone(url: str) -> None:
+    path = Path(url.removeprefix("sqlite:///"))
+    path.parent.mkdir()
+    database = sqlite3.connect(path)
+    database.execute("CREATE TABLE theirs (a)")
+    database.commit()
+    with pytest.raises(SchemaMismatch, match="not pinq's"):
+        open_queue(url)
+    assert database.execute("SELECT name FROM sqlite_master").fetchall() == [("theirs",)]
+    database.close()
+
+
+def test_a_file_that_is_no_database_is_said_to_be_damaged(url: str) -> None:
+    path = Path(url.removeprefix("sqlite:///"))
+    path.parent.mkdir()
+    path.write_bytes(b"this is no database at all " * 200)
+    with pytest.raises(QueueError, match="damaged"):
+        open_queue(url)
+
+
+def test_a_locked_database_says_so_and_nothing_happened(url: str) -> None:
+    queue = open_queue(f"{url}?busy_timeout_seconds=0.2")
+    other = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(QueueUnavailable, match="lock"):
+        queue.enqueue("q", [NewJob("a", "file:///a")])
+    other.execute("ROLLBACK")
+    other.close()
+    assert queue.lookup("q", ["a"]) == {}
+    queue.enqueue("q", [NewJob("a", "file:///a")])
+    queue.close()
+
+
+def test_a_full_disk_is_told_and_work_goes_on_once_there_is_space(small_disk: Path) -> None:
+    queue = open_queue(f"sqlite:///{small_disk}/queue.db")
+    filler = small_disk / "filler"
+    enqueued = 0
+    queue.enqueue("q", [NewJob("first", "file:///first")])
+    lease = queue.lease("q", 1, 60, "w")
+    assert lease
+    with open(filler, "wb") as file, pytest.raises(OSError):  # noqa: PTH123
+        while True:
+            file.write(b"\0" * 65536)
+            file.flush()
+    with pytest.raises(StorageFull, match="no space"):
+        for n in range(100_000):
+            queue.enqueue("q", [NewJob(f"{n}-{i}", "file:///" + "x" * 400) for i in range(50)])
+            enqueued += 50
+    big = Event("t", "/s", "first", {"signals": "x" * 300_000})
+    with pytest.raises(StorageFull):
+        queue.finish(lease.token, [Succeeded(lease.jobs[0].id, big)])
+    filler.unlink()
+    assert queue.count("q").pending == enqueued
+    assert queue.finish(lease.token, [Succeeded(lease.jobs[0].id)]).succeeded == 1
+    queue.close()
+    check = sqlite3.connect(small_disk / "queue.db")
+    assert check.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    check.close()
+
+
+def test_a_read_only_file_system_is_told(small_disk: Path) -> None:
+    url = f"sqlite:///{small_disk}/home/queue.db"
+    open_queue(url).close()
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(ReadOnlyHome, match="--home"):
+        open_queue(url).enqueue("q", [NewJob("a", "file:///a")])
+    with pytest.raises(ReadOnlyHome, match="--home"):
+        open_queue(f"sqlite:///{small_disk}/new/queue.db")
+
+
+@pytest.mark.parametrize(
+    ("bad", "word"),
+    [
+        ("postgresql://localhost/x", "postgresql"),
+        ("sqlite://", "names no file"),
+        ("sqlite:///:memory:", "names no file"),
+        ("nonsense", "not a URL"),
+        ("sqlite:////tmp/x.db?mode=fast", "unknown option 'mode'"),
+        ("sqlite:////tmp/x.db?synchronous=off", "synchronous"),
+    ],
+)
+def test_a_url_that_is_none_is_refused(bad: str, word: str) -> None:
+    with pytest.raises(ConfigError, match=word):
+        open_queue(bad)
+
+
+def test_a_home_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("a file")
+    with pytest.raises(ConfigError, match="--home"):
+        open_queue(f"sqlite:///{tmp_path}/home/queue.db")
+
+
+def test_every_commit_is_synced_unless_the_url_says_otherwise(url: str) -> None:
+    queue = open_queue(url)
+    with queue._database.read() as connection:  # type: ignore[attr-defined]
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+    queue.close()
+    queue = open_queue(f"{url}?synchronous=normal")
+    with queue._database.read() as connection:  # type: ignore[attr-defined]
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 1
+    queue.close()
+
+
+def test_waiting_costs_under_a_hundredth_of_a_core(url: str) -> None:
+    queue = open_queue(url)
+    seen = queue.wait(0, 0)
+    seen = queue.wait(seen, 0.2)
+    before, started = time.process_time(), time.monotonic()
+    queue.wait(seen, 2.0)
+    assert time.monotonic() - started >= 1.9
+    assert time.process_time() - before < 0.02
+    queue.close()
+
+
+def test_the_lease_query_reads_by_its_index(url: str) -> None:
+    from pinq.queue import statements
+
+    upgrade(url)
+    database = sqlite3.connect(url.removeprefix("sqlite:///"))
+    plan = database.execute(
+        f"EXPLAIN QUERY PLAN {statements.CANDIDATES}", {"queue": 1, "now": 1, "limit": 1}
+    ).fetchall()
+    database.close()
+    steps = [step for *_, step in plan]
+    searches = [step for step in steps if "jobs" in step]
+    assert len(searches) == 9
+    assert all("SEARCH jobs USING INDEX jobs_pending" in step for step in searches)
+    assert not any("TEMP B-TREE" in step for step in steps), "no sorting of the backlog"
+
+
+def test_closing_wakes_whoever_waits(url: str) -> None:
+    queue = open_queue(url)
+    waiting = threading.Thread(target=lambda: queue.wait(queue.wait(0, 0), 60))
+    waiting.start()
+    time.sleep(0.05)
+    queue.close()
+    waiting.join(10)
+    assert not waiting.is_alive()
