@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 from benchmarks.processes import CORES
 
 if TYPE_CHECKING:
-    from pinq.inference.engine import Engine
     from pinq.signals.contract import Signal
 
 BATCH = 64

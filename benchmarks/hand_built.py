@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 DONE = "hand-built:done"
 _URL = os.environ.get("HAND_BUILT_REDIS", "redis://127.0.0.1:6379")
 
-broker = RedisBroker(url=_URL)
+broker = RedisBroker(url=_URL)  # type: ignore[no-untyped-call]
 client = redis.Redis.from_url(_URL)
 _signals: "Sequence[Signal]" = ()
 _engine: "Engine | None" = None
@@ -61,7 +61,7 @@ def compute(path: str) -> None:
     media = MediaSettings()
     data = fetch(path_to_uri(Path(path)), media).data
     images = decode(data, {signal.input for signal in _signals}, media)
-    row: dict[str, bytes] = {}
+    row: dict[Any, Any] = {}
     for signal in _signals:
         (answer,) = _engine.compute(signal, [images[signal.input]])
         if isinstance(answer, Failure):
@@ -71,7 +71,7 @@ def compute(path: str) -> None:
             {f"{signal.name}.{key}": str(each).encode() for key, each in answer.meta.items()}
         )
     pipeline = client.pipeline()
-    pipeline.hset(f"hand-built:{path}", mapping=dict(row))
+    pipeline.hset(f"hand-built:{path}", mapping=row)
     pipeline.incr(DONE)
     pipeline.execute()
 

@@ -3,13 +3,13 @@
 An idle worker, an idle relay and a program that enqueues (:mod:`benchmarks.observer`) are three
 processes on one home. 200 photographs come 50 ms apart, and 200 more after 10 idle seconds.
 ``start`` is when the worker takes the image in hand (:mod:`benchmarks.timed_worker`),
-``readable`` when a look-up in the enqueuing process finds its values, ``announced`` when a whole segment
-of the event files holds its event: a segment is closed after at most a second. All
+``readable`` when a look-up in the enqueuing process finds its values, ``announced`` when a
+whole segment of the event files holds its event: a segment is closed after about a second. All
 three begin with the call, so that signing the file and the synced commit are in them;
 ``start_after_commit`` begins when the call has returned.
 
-The baseline of ``readable`` is the bare loop, one photograph at a time, in one process: no queue, no
-store, nobody to tell.
+The baseline of ``readable`` is the bare loop, one photograph at a time, in one process: no
+queue, no store, nobody to tell.
 """
 
 import json
@@ -86,7 +86,7 @@ def _figures(
     }
     for what, milliseconds in waits.items():
         middle, late = median(milliseconds), percentile(milliseconds, 99)
-        baselines = (None, None)
+        baselines: tuple[float | None, float | None] = (None, None)
         if what == "readable":
             baselines = (median(bare), percentile(bare, 99))
         against = "bare loop, one by one" if what == "readable" else ""

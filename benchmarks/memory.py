@@ -1,9 +1,9 @@
 """Whether the memory of ``pinq worker`` stays flat over 20,000 images.
 
 Small distinct JPEGs, enqueued with signatures of the client's, and a worker that ends when
-all are done; its resident memory is read all the while, as the number of finished jobs is. Flat means that
-the median over the last quarter of the jobs is within 5% and 20 MB of the second quarter's
-(the first quarter is left to fill buffers and caches).
+all are done; its resident memory is read all the while, and how many jobs have succeeded.
+Flat means that the median over the last quarter of the jobs is within 5% and 20 MiB of the
+second quarter's (the first quarter is left to fill buffers and caches).
 """
 
 import json
@@ -11,8 +11,6 @@ import sqlite3
 import time
 from contextlib import closing
 from pathlib import Path
-
-import psutil
 
 from benchmarks.figures import Figure, Goal, median
 from benchmarks.options import Options
@@ -55,25 +53,18 @@ def _watch(home: Path, folder: Path, every_seconds: float) -> tuple[list[tuple[i
     """(jobs finished, MiB) as time goes by, and how long it took."""
     samples = []
     begun = time.perf_counter()
-    log = folder / "worker.log"
     command = [PINQ, "--home", str(home), "worker", "--until-empty"]
-    with started(command, log=log, cwd=folder, env=environment()) as worker:
-        watched = psutil.Process(worker.pid)
-        while worker.poll() is None:
-            try:
-                samples.append((_finished(home), watched.memory_info().rss / _MEBIBYTE))
-            except psutil.Error:
-                break  # it has just ended
+    with started(command, log=folder / "worker.log", cwd=folder, env=environment()) as worker:
+        while worker.running():
+            samples.append((_finished(home), worker.resident_bytes() / _MEBIBYTE))
             time.sleep(every_seconds)
-        if worker.wait(60) != 0:
-            raise Broken(f"pinq worker failed:\n{log.read_text(errors='replace')[-3000:]}")
+        if worker.code != 0:
+            raise Broken(f"pinq worker failed:\n{worker.told()}")
     seconds = time.perf_counter() - begun
-    # What is read of a process that is exiting is 0.
     return [(done, rss) for done, rss in samples if rss > 0], seconds
 
 
 def _finished(home: Path) -> int:
-    # By state, in the index that pinq's own views use; a few milliseconds at 20,000 jobs.
     with closing(sqlite3.connect(f"file:{home / 'queue.db'}?mode=ro", uri=True)) as database:
         (count,) = database.execute("SELECT count(*) FROM jobs WHERE state = 2").fetchone()
     return int(count)

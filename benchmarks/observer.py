@@ -1,13 +1,13 @@
 """A program that enqueues images one by one and looks for what becomes of each.
 
-``python -m benchmarks.observer HOME FOLDER COUNT IDLE_SECONDS``: with a :class:`pinq.Client` that stays open, it
-enqueues COUNT images 50 ms apart, is idle, and enqueues COUNT others. All the while it looks
-(every millisecond while it is waiting for one) whether the values of an image can be read, and whether a whole
-segment with its event is in the folder of events. Before that, a few images so that every
-process has done everything once.
+``python -m benchmarks.observer HOME FOLDER COUNT IDLE_SECONDS``: with a :class:`pinq.Client`
+that stays open, it enqueues COUNT images 50 ms apart, is idle, and enqueues COUNT others. All
+the while it looks (every millisecond, while it waits for one) whether the values of an image
+can be read, and whether a whole segment with its event is in the folder of events. Before
+that, a few images so that every process has done everything once.
 
-On stdout, JSON: for each series a list of images, ``{"signature", "called", "returned", "readable",
-"announced"}``, in ns since 1970.
+On stdout, JSON: for each series a list of images, ``{"signature", "called", "returned",
+"readable", "announced"}``, in ns since 1970.
 """
 
 import json

@@ -1,6 +1,7 @@
 """Whole processes, measured: wall time and the CPU time of the process and its children."""
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -76,11 +77,57 @@ def run(
     return Ran(stdout, wall, usage.ru_utime, usage.ru_stime, usage.ru_maxrss * 1024)
 
 
+class Background:
+    """A program that runs meanwhile. ``cpu_seconds``, of it and its children, once it has ended."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.pid = process.pid
+        self.code: int | None = None
+        self.cpu_seconds = 0.0
+        self._process = process
+        self._log = log
+
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self.code is None and not self._reap(os.WNOHANG)
+
+    def resident_bytes(self) -> int:
+        """The memory it has now; 0 while it exits."""
+        try:
+            pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
+        except (OSError, IndexError):
+            return 0
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def told(self) -> str:
+        """The end of what it wrote."""
+        return self._log.read_text(errors="replace")[-3000:]
+
+    def end(self) -> None:
+        """SIGTERM, and SIGKILL if that does not help in half a minute."""
+        deadline = time.monotonic() + 30
+        if self.running():
+            os.kill(self.pid, signal.SIGTERM)
+        while self.running():
+            if time.monotonic() > deadline:
+                os.kill(self.pid, signal.SIGKILL)
+                self._reap(0)
+            time.sleep(0.01)
+
+    def _reap(self, flags: int) -> bool:
+        pid, status, usage = os.wait4(self.pid, flags)
+        if pid == 0:
+            return False
+        self.code = self._process.returncode = os.waitstatus_to_exitcode(status)
+        self.cpu_seconds = usage.ru_utime + usage.ru_stime
+        return True
+
+
 @contextmanager
 def started(
     command: Sequence[str], *, log: Path, cwd: Path | None = None, env: Mapping[str, str]
-) -> Iterator[subprocess.Popen[bytes]]:
-    """A program that runs meanwhile; asked to end, by its id, on leaving."""
+) -> Iterator[Background]:
+    """Start a program; it is asked to end, by its id, on leaving."""
     with log.open("wb") as out:
         process = subprocess.Popen(
             list(command),
@@ -90,21 +137,11 @@ def started(
             stdout=out,
             stderr=out,
         )
+    background = Background(process, log)
     try:
-        yield process
+        yield background
     finally:
-        end(process)
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM, and SIGKILL if that does not help in half a minute."""
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        background.end()
 
 
 @contextmanager

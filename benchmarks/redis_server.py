@@ -9,26 +9,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import redis
 
-from benchmarks.processes import Broken, started
+from benchmarks.processes import Background, Broken, started
 
 PROGRAM = shutil.which("redis-server")
 
 
 @dataclass(frozen=True, slots=True)
 class RedisServer:
-    """A server that runs."""
+    """A server that runs; its CPU time is known once it has ended."""
 
     url: str
-    client: "redis.Redis[bytes]"
-    pid: int
-
-    def cpu_seconds(self) -> float:
-        """What it has used so far."""
-        times = psutil.Process(self.pid).cpu_times()
-        return float(times.user + times.system)
+    client: redis.Redis
+    process: Background
 
 
 @contextmanager
@@ -41,8 +35,7 @@ def redis_server(folder: Path) -> Iterator[RedisServer]:
         port = free.getsockname()[1]
     command = [PROGRAM, "--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder)]
     command += ["--appendonly", "yes", "--save", ""]
-    log = folder / "redis.log"
-    with started(command, log=log, cwd=folder, env=dict(os.environ)) as process:
+    with started(command, log=folder / "redis.log", cwd=folder, env=dict(os.environ)) as process:
         client = redis.Redis(host="127.0.0.1", port=port)
         deadline = time.monotonic() + 10
         while True:
@@ -50,11 +43,10 @@ def redis_server(folder: Path) -> Iterator[RedisServer]:
                 client.ping()
                 break
             except redis.ConnectionError:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    told = log.read_text(errors="replace")
-                    raise Broken(f"redis-server did not start:\n{told}") from None
+                if not process.running() or time.monotonic() > deadline:
+                    raise Broken(f"redis-server did not start:\n{process.told()}") from None
                 time.sleep(0.02)
         try:
-            yield RedisServer(f"redis://127.0.0.1:{port}", client, process.pid)
+            yield RedisServer(f"redis://127.0.0.1:{port}", client, process)
         finally:
             client.close()

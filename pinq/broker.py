@@ -27,7 +27,7 @@ import dramatiq
 from dramatiq.broker import Broker, Consumer, MessageProxy
 from dramatiq.middleware import Middleware
 
-from pinq.errors import FailureClass, PinqError, QueueError
+from pinq.errors import DeviceLost, FailureClass, PinqError, QueueError
 from pinq.failpoints import failpoint
 from pinq.patience import patiently
 from pinq.queue.contract import Queue
@@ -65,6 +65,7 @@ class Batch:
         self.jobs = lease.jobs
         self.lost = False
         self.error: BaseException | None = None
+        self.held_back = False
         self._answers: dict[int, Verdict] = {}
 
     def succeed(self, job: LeasedJob, event: Event | None = None) -> None:
@@ -78,6 +79,16 @@ class Batch:
     def dead(self, job: LeasedJob, failure: Failure) -> None:
         """The job failed for good."""
         self._answers[job.id] = Dead(job.id, failure)
+
+    def abandon(self, error: PinqError) -> None:
+        """Something failed that no job is to blame for; the worker should end.
+
+        What was not answered is released, unless the device is lost: then one of
+        the jobs may have done it, so their leases are left to expire, which costs
+        an attempt and has them leased alone.
+        """
+        self.error = error
+        self.held_back = isinstance(error, DeviceLost)
 
     def answers(self) -> list[Verdict]:
         """One verdict a job answered."""
@@ -122,7 +133,10 @@ class _Lifecycle(Middleware):
         result: object = None,
         exception: BaseException | None = None,
     ) -> None:
-        message.batch.error = exception
+        if isinstance(exception, PinqError):
+            message.batch.abandon(exception)
+        elif exception is not None:
+            message.batch.error = exception
 
 
 class QueueBroker(Broker):
@@ -293,7 +307,7 @@ class QueueBroker(Broker):
         """Release the jobs that were not answered and forget the batch."""
         unanswered = [job.id for job in batch.unanswered()]
         try:
-            if unanswered:
+            if unanswered and not batch.held_back:
                 self.patiently(lambda: self.queue.release(batch.token, unanswered))
         finally:
             with self._held_lock:

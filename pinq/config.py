@@ -221,8 +221,12 @@ def _located(value: Any, base: Path, where: str, key: str) -> str:
         return url
     if not rest or rest == ":memory:":
         raise ConfigError(f"{where}: {key} = {url!r} names no file, and nothing would be kept")
-    # Both sqlite:///relative and sqlite:////absolute are customary.
-    path = _expanded(rest, f"{where}: {key}")
+    # As SQLAlchemy has it: sqlite:///relative, sqlite:////absolute. A file: URI is
+    # absolute with three slashes too, unless it begins with a dot.
+    absolute = scheme == "file" and not rest.startswith((".", "~"))
+    path = _expanded(f"/{rest}" if absolute else rest, f"{where}: {key}")
+    if scheme == "file":
+        return f"file://{(base / path).absolute()}"
     return f"{scheme}:///{path if path.is_absolute() else (base / path).absolute()}"
 
 
@@ -349,12 +353,6 @@ def _check_home(home: Path) -> None:
         raise ConfigError(
             f"{text!a}: the home's path must be UTF-8; choose another --home"
         ) from None
-    # SQLAlchemy reads both in a URL's path, and not the same way in all its versions.
-    for each in ("?", "%"):
-        if each in text:
-            raise ConfigError(
-                f"{text!a}: the home's path may not hold {each!r}; choose another --home"
-            )
     try:
         existing = next(path for path in (home, *home.parents) if path.exists())
     except OSError as error:

@@ -15,6 +15,7 @@
     │   └── StoreCorrupt        the store's files are damaged
     ├── SinkError               a sink did not accept events
     ├── SignalError             a signal is unknown, or breaks its contract
+    │   └── DeviceLost          the GPU can compute nothing more in this process
     └── MediaError              an image cannot be had; carries its failure class
 
 A message says what happened, to which thing, and what to do next. Library
@@ -101,6 +102,15 @@ class SinkError(PinqError):
 
 class SignalError(PinqError):
     """A signal is unknown, or breaks its contract."""
+
+
+class DeviceLost(SignalError):
+    """The GPU's context is broken: nothing more can be computed in this process.
+
+    A failed kernel (a device-side assert, an illegal access) poisons every later
+    call, so the culprit cannot be looked for here. End the process; what it had
+    leased comes back when its leases expire, and is leased alone.
+    """
 
 
 class MediaError(PinqError):

@@ -1,8 +1,8 @@
 """The way of one batch: fetch, decode, infer, put, and the answer for each job.
 
 The broker leased the batch and will finish it. Whatever goes wrong with one
-image is that image's answer; an error of the store is raised, and costs no job
-an attempt.
+image is that image's answer; an error of the store abandons the batch, which costs
+no job an attempt.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pinq.broker import Batch
 from pinq.config import MediaSettings, PipelineSettings
-from pinq.errors import FailureClass, MediaError
+from pinq.errors import FailureClass, MediaError, PinqError
 from pinq.failpoints import failpoint
 from pinq.inference.engine import Engine
 from pinq.media.decode import decode
@@ -76,6 +76,12 @@ class Processor:
 
     def process(self, batch: Batch) -> None:
         """Take a batch all the way to its answers."""
+        try:
+            self._process(batch)
+        except PinqError as error:
+            batch.abandon(error)
+
+    def _process(self, batch: Batch) -> None:
         works = self._find_missing(batch.jobs)
         self._load(works)
         self._infer(works)

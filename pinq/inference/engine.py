@@ -10,7 +10,7 @@ What may go wrong with a batch, and what it costs:
 * *A value is NaN or infinite*: that image has failed.
 * *The signal breaks its contract* (shape, dtype, count): every image of the batch has
   failed, and the message says what to correct.
-* *The GPU's context is broken*: :class:`~pinq.inference.faults.DeviceLost` is raised, since
+* *The GPU's context is broken*: :class:`~pinq.errors.DeviceLost` is raised, since
   nothing more can be computed in this process.
 """
 
@@ -23,10 +23,10 @@ from dataclasses import dataclass, field
 import torch
 
 from pinq.config import WorkerSettings
-from pinq.errors import FailureClass, SignalError
+from pinq.errors import DeviceLost, FailureClass, SignalError
 from pinq.inference.answers import Answer, ContractBroken, answers_of
 from pinq.inference.device import resolve_device, share_cores
-from pinq.inference.faults import DeviceLost, Fault, fault_of
+from pinq.inference.faults import Fault, fault_of
 from pinq.queue.model import Failure
 from pinq.signals.contract import Signal
 

@@ -5,8 +5,6 @@ from enum import Enum, auto
 
 import torch
 
-from pinq.errors import SignalError
-
 # torch 2.4 has it under torch.cuda only.
 _OUT_OF_MEMORY: tuple[type[BaseException], ...] = (
     MemoryError,
@@ -19,15 +17,6 @@ _DEVICE_WORDS = re.compile(
     r"CUDA error|device-side assert|CUDA driver error|HIP error"
     r"|CUDNN_STATUS_EXECUTION_FAILED|CUBLAS_STATUS_EXECUTION_FAILED"
 )
-
-
-class DeviceLost(SignalError):
-    """The GPU's context is broken: nothing more can be computed in this process.
-
-    A failed kernel (a device-side assert, an illegal access) poisons every later
-    call, so the culprit cannot be looked for here. End the process; what it had
-    leased comes back, and is leased alone.
-    """
 
 
 class Fault(Enum):

@@ -4,7 +4,6 @@ import hashlib
 import os
 import re
 import subprocess
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -161,13 +160,3 @@ def test_a_home_may_have_spaces_and_signs_in_its_name(pinq: Pinq, tmp_path: Path
     assert pinq("--home", home, "enqueue", "a.jpg").code == 0
     assert (tmp_path / home / "queue.db").exists()
     assert len(pinq("jobs", "ls", "--json", PINQ_HOME=home).records) == 1
-
-
-def test_one_file_is_enqueued_in_a_moment(pinq: Pinq) -> None:
-    # The goal is 0.6 s on an idle machine; a loaded one gets some leave.
-    best = 9.0
-    for home in ("1", "2", "3"):
-        started = time.monotonic()
-        assert pinq("--home", home, "enqueue", "a.jpg").code == 0
-        best = min(best, time.monotonic() - started)
-    assert best < 1.2

@@ -39,9 +39,9 @@ class Running:
             on_finished=self._on_finished,
             on_fatal=self._on_fatal,
         )
-        dramatiq.actor(
-            actor_name="work", queue_name=Q, broker=self.broker, batch_size=batch_size
-        )(work)
+        dramatiq.actor(actor_name="work", queue_name=Q, broker=self.broker, batch_size=batch_size)(
+            work
+        )
         self.worker = dramatiq.Worker(self.broker, worker_threads=threads, worker_timeout=20)
         self.worker.start()
 

@@ -186,7 +186,7 @@ def test_a_home_that_is_a_file_is_refused(tmp_path: Path, home: str) -> None:
         config.load(home=home)
 
 
-@pytest.mark.parametrize("home", ["what?", "100%", os.fsdecode(b"\xff")])
+@pytest.mark.parametrize("home", [os.fsdecode(b"\xff")])
 def test_a_home_that_the_queue_or_the_store_could_not_open_is_refused(home: str) -> None:
     with pytest.raises(ConfigError, match="home's path"):
         config.load(home=home)

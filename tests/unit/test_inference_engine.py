@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from pinq.config import WorkerSettings
-from pinq.errors import ConfigError, FailureClass, SignalError
+from pinq.errors import ConfigError, DeviceLost, FailureClass, SignalError
 from pinq.inference.engine import Engine
-from pinq.inference.faults import DeviceLost
 from pinq.queue.model import Failure
 from pinq.signals.contract import Computed, ImageInput, Signal
 from pinq.store.contract import SignalValue
