@@ -23,16 +23,17 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, overload
 
-from pinq import ingest
 from pinq.config import PipelineSettings, Settings, load
 from pinq.errors import InvalidInput
+from pinq.ingest.items import SIGNATURE, BadItem, Item, Ready, item_of
+from pinq.ingest.signing import prepare
 from pinq.queue.model import Enqueued, Job, Outcome, State
 
 if TYPE_CHECKING:
     from pinq.queue.contract import Queue
     from pinq.store.contract import Store
 
-Enqueueable = str | Path | tuple[str | None, str | None] | Mapping[str, Any] | ingest.Item
+Enqueueable = str | Path | tuple[str | None, str | None] | Mapping[str, Any] | Item
 """A path or URI; (uri, signature), either of them None; or a mapping of ``uri`` and
 ``signature``."""
 
@@ -176,7 +177,7 @@ class Client:
             InvalidInput: the file cannot be read, or an argument cannot be used.
             ConfigError: no pipeline has that name.
         """
-        item = ingest.Item("" if uri is None else str(uri), signature)
+        item = Item("" if uri is None else str(uri), signature)
         (result,) = self.enqueue_many(
             [item], pipeline=pipeline, priority=priority, run_at=run_at, force=force
         )
@@ -186,7 +187,7 @@ class Client:
 
     def enqueue_many(
         self,
-        items: Iterable[Enqueueable | ingest.BadItem],
+        items: Iterable[Enqueueable | BadItem],
         *,
         pipeline: str = "default",
         priority: int | None = None,
@@ -219,7 +220,7 @@ class Client:
 
     def _enqueue_batches(
         self,
-        items: Iterable[Enqueueable | ingest.BadItem],
+        items: Iterable[Enqueueable | BadItem],
         pipeline: str,
         chosen: PipelineSettings,
         priority: int,
@@ -227,16 +228,16 @@ class Client:
         force: bool,
         batch: int,
     ) -> Iterator[EnqueueResult]:
-        prepared = ingest.prepare(map(_item, items), media=chosen.media)
+        prepared = prepare(map(_item, items), media=chosen.media)
         while some := list(islice(prepared, batch)):
             jobs = [
                 each.job(priority=priority, max_attempts=chosen.max_attempts, run_at_ms=run_at_ms)
                 for each in some
-                if isinstance(each, ingest.Ready)
+                if isinstance(each, Ready)
             ]
             answers = iter(self._enqueue_jobs(pipeline, chosen, jobs, force))
             for each in some:
-                if isinstance(each, ingest.Ready):
+                if isinstance(each, Ready):
                     answer = next(answers)
                     yield EnqueueResult(each.signature, each.uri, answer.outcome, answer.state)
                 else:
@@ -450,12 +451,12 @@ class Client:
             return self._store
 
 
-def _item(given: Enqueueable | ingest.BadItem) -> ingest.Item | ingest.BadItem:
+def _item(given: Enqueueable | BadItem) -> Item | BadItem:
     match given:
-        case ingest.Item() | ingest.BadItem():
+        case Item() | BadItem():
             return given
         case str() | Path():
-            return ingest.Item(str(given))
+            return Item(str(given))
         case (uri, signature):
             record: Any = {"uri": uri if uri is None else str(uri), "signature": signature}
         case Mapping():
@@ -463,11 +464,9 @@ def _item(given: Enqueueable | ingest.BadItem) -> ingest.Item | ingest.BadItem:
             if isinstance(record.get("uri"), Path):
                 record["uri"] = str(record["uri"])
         case _:
-            return ingest.BadItem(
-                repr(given), "is no path, URI, (uri, signature) or mapping of the two"
-            )
-    item = ingest.item_of(record)
-    return item if isinstance(item, ingest.Item) else ingest.BadItem(repr(given), item)
+            return BadItem(repr(given), "is no path, URI, (uri, signature) or mapping of the two")
+    item = item_of(record)
+    return item if isinstance(item, Item) else BadItem(repr(given), item)
 
 
 def _milliseconds(run_at: datetime | int | None) -> int:
@@ -481,7 +480,7 @@ def _milliseconds(run_at: datetime | int | None) -> int:
 
 
 def _require_signature(signature: str) -> None:
-    if not ingest.SIGNATURE.match(signature):
+    if not SIGNATURE.match(signature):
         raise InvalidInput(
             f"{signature!r} is no signature: 1 to 128 of A-Z a-z 0-9 . _ - are allowed"
         )

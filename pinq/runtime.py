@@ -20,9 +20,12 @@ import dramatiq
 from pinq.broker import Batch, QueueBroker
 from pinq.config import Settings
 from pinq.errors import PinqError
-from pinq.ingest import BadItem, Ready, discover, prepare
+from pinq.ingest.items import BadItem, Ready
+from pinq.ingest.paths import discover
+from pinq.ingest.signing import prepare
 from pinq.outbox.relay import Relay
 from pinq.outbox.sinks.urls import open_sink
+from pinq.patience import patiently
 from pinq.queue.contract import Queue
 from pinq.queue.model import Finished, Job, State
 from pinq.queue.urls import open_queue
@@ -335,7 +338,7 @@ class _Intake:
     paths: Sequence[str]
     retry_dead: bool
     scanning: bool = True
-    error: PinqError | None = None
+    error: Exception | None = None
     enqueued: int = 0
     duplicate: int = 0
     ended_before: int = 0
@@ -369,19 +372,21 @@ class _Intake:
                     self._enqueue(batch)
                     batch = []
             self._enqueue(batch)
-        except PinqError as error:
+        except Exception as error:  # noqa: BLE001 - raised in the main thread
             self.error = error
         finally:
             self.scanning = False
 
     def _enqueue(self, batch: Sequence[Ready]) -> None:
         pipeline = self.settings.pipeline(self.pipeline)
-        answers = self.queue.enqueue(
-            self.pipeline,
-            [
-                item.job(priority=pipeline.priority, max_attempts=pipeline.max_attempts)
-                for item in batch
-            ],
+        jobs = [
+            item.job(priority=pipeline.priority, max_attempts=pipeline.max_attempts)
+            for item in batch
+        ]
+        answers = patiently(
+            lambda: self.queue.enqueue(self.pipeline, jobs),
+            patience_seconds=self.settings.worker.patience_seconds,
+            stop=self._stop,
         )
         dead = [answer.key for answer in answers if answer.state is State.DEAD]
         if dead and self.retry_dead:
@@ -408,7 +413,7 @@ class _Relaying:
         self._relay = _relay(settings, queue, self._stack)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="pinq-relay")
-        self.error: PinqError | None = None
+        self.error: Exception | None = None
 
     def start(self) -> None:
         self._thread.start()
@@ -422,7 +427,7 @@ class _Relaying:
     def _run(self) -> None:
         try:
             self._relay.run(self._stop)
-        except PinqError as error:
+        except Exception as error:  # noqa: BLE001 - raised in the main thread
             self.error = error
 
 

@@ -13,7 +13,7 @@ from pinq.cli.output import brief, emit, location, note
 
 if TYPE_CHECKING:
     from pinq.config import Settings
-    from pinq.ingest import BadItem, Item
+    from pinq.ingest.items import BadItem, Item
 
 _BATCH = 1000
 _LINES_SHOWN = 10
@@ -141,7 +141,8 @@ def command(
 def _batches(
     settings: "Settings", paths: tuple[str, ...], source: BinaryIO | None
 ) -> Iterator[list[Any]]:
-    from pinq.ingest import LineReader, discover, read_list
+    from pinq.ingest.lists import LineReader, read_list
+    from pinq.ingest.paths import discover
 
     if paths:
         found = iter(discover(paths, formats=settings.media.formats))

@@ -94,7 +94,12 @@ def _show(record: dict[str, Any], standing: "Standing") -> None:
     for name, signal in record["signals"].items():
         click.echo(f"{name}@{signal['version']}  computed {signal['computed_at']}")
         for key, value in signal["value"].items():
-            click.echo(f"  {key}  {brief(str(value))}")
+            if isinstance(value, list) and value and isinstance(value[0], dict):
+                click.echo(f"  {key}")
+                for row in value:
+                    click.echo("    " + "  ".join(f"{k} {v}" for k, v in row.items()))
+            else:
+                click.echo(f"  {key}  {brief(str(value))}")
     for error in record.get("errors", ()):
         click.echo(f"{error['at']}  {error['class']}: {brief(error['message'])}")
     for job in standing.jobs:

@@ -47,7 +47,8 @@ def command(
     it is interrupted, run it again: it goes on where it was.
     """
     from pinq.cli.stopping import stopping
-    from pinq.ingest import BadItem, discover
+    from pinq.ingest.items import BadItem
+    from pinq.ingest.paths import discover
 
     settings = options.settings()
     settings.pipeline(pipeline)

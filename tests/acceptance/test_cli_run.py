@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from pinq.ingest import Signed, sign
+from pinq.ingest.items import Signed
+from pinq.ingest.signing import sign
 from tests.acceptance.conftest import PHOTOS, Pinq
 
 

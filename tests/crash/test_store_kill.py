@@ -18,9 +18,10 @@ BATCH = 16
 WRITER = f"""
 import os, sys
 from pinq.store.contract import SignalKey, SignalValue
-import pinq.store.rocksdb as rocksdb
-rocksdb.WRITE_BUFFER_BYTES = 256 * 1024  # so that flushes and compactions are hit, too
-store = rocksdb.RocksdbStore(sys.argv[1], write=True)
+from pinq.store import options
+from pinq.store.rocksdb import RocksdbStore
+options.WRITE_BUFFER_BYTES = 256 * 1024  # so that flushes and compactions are hit, too
+store = RocksdbStore(sys.argv[1], write=True)
 number = int(sys.argv[2])
 while True:
     batch = range(number, number + {BATCH})

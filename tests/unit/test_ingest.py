@@ -12,17 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from pinq.ingest import (
-    BadItem,
-    Item,
-    LineReader,
-    Ready,
-    Signed,
-    discover,
-    prepare,
-    read_list,
-    sign,
-)
+from pinq.ingest.items import BadItem, Item, Ready, Signed
+from pinq.ingest.lists import LineReader, read_list
+from pinq.ingest.paths import discover
+from pinq.ingest.signing import prepare, sign
 
 
 @pytest.fixture(autouse=True)
@@ -395,6 +388,9 @@ def test_an_item_that_cannot_be_a_job_is_told_with_its_origin(item: Item, reason
 
 
 def test_neither_torch_nor_dramatiq_is_imported() -> None:
-    program = "import sys, pinq.ingest; print({'torch', 'dramatiq', 'sqlalchemy'} & {*sys.modules})"
+    program = (
+        "import sys, pinq.ingest.signing, pinq.ingest.lists;"
+        "print({'torch', 'dramatiq', 'sqlalchemy'} & {*sys.modules})"
+    )
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     assert told.stdout.strip() == b"set()"

@@ -234,7 +234,7 @@ def test_a_reader_that_came_first_sees_the_store_once_it_is_there(
 def test_a_reader_sees_every_put_at_once_through_flushes_compactions_and_new_manifests(
     path: Path, beside: RocksdbStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pinq.store.rocksdb.WRITE_BUFFER_BYTES", 128 * 1024)
+    monkeypatch.setattr("pinq.store.options.WRITE_BUFFER_BYTES", 128 * 1024)
     for generation in range(3):  # each opening starts a new manifest
         store = RocksdbStore(path, write=True)
         for turn in range(20):
@@ -470,7 +470,7 @@ def remount(disk: Path, option: str) -> None:
 def test_a_full_disk_loses_nothing_and_the_same_store_works_once_there_is_space(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pinq.store.rocksdb.WRITE_BUFFER_BYTES", 1024 * 1024)
+    monkeypatch.setattr("pinq.store.options.WRITE_BUFFER_BYTES", 1024 * 1024)
     with small_disk(tmp_path, 8) as disk:
         store = RocksdbStore(disk / "signals", write=True)
         beside = RocksdbStore(disk / "signals", write=False)
