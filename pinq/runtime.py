@@ -302,7 +302,11 @@ def run(
         worker: Worker | None = None
         interrupted = False
         try:
-            while (work := queue.unfinished([pipeline], scheduled=False)) or intake.scanning:
+            while True:
+                scanning = intake.scanning  # before the look at the queue, or work is missed
+                work = queue.unfinished([pipeline], scheduled=False)
+                if not (scanning or work):
+                    break
                 if stop is not None and stop.is_set():
                     interrupted = True
                     break
