@@ -65,7 +65,7 @@ RETURNING id, key, uri, etag, attempts, max_attempts
 """
 
 _FINISH = """
-UPDATE jobs SET state = 2, lease_token = NULL, finished_at_ms = ? WHERE id = ? AND lease_token = ?
+UPDATE jobs SET state = 2, lease_token = NULL, finished_at_ms = ? WHERE id IN (SELECT value FROM json_each(?)) AND lease_token = ?
 """
 
 _EVENT = """
@@ -108,7 +108,7 @@ class BareQueue:
         connection = self._connection
         connection.execute("BEGIN IMMEDIATE")
         now = time.time_ns() // 1_000_000
-        ended = connection.executemany(_FINISH, [(now, id_, token) for id_ in ids]).rowcount
+        ended = connection.execute(_FINISH, (now, json.dumps(ids), token)).rowcount
         if events:
             connection.executemany(
                 _EVENT,

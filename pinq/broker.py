@@ -66,6 +66,7 @@ class Batch:
         self.lost = False
         self.error: BaseException | None = None
         self.held_back = False
+        self.leased_at = time.monotonic()
         self._answers: dict[int, Verdict] = {}
 
     def succeed(self, job: LeasedJob, event: Event | None = None) -> None:
@@ -322,6 +323,15 @@ class QueueBroker(Broker):
                 batch.token,
                 len(finished.refused),
             )
+        logger.info(
+            "batch.finished queue=%s jobs=%d succeeded=%d retried=%d dead=%d seconds=%.3f",
+            batch.queue,
+            len(batch.jobs),
+            finished.succeeded,
+            finished.retried,
+            finished.dead,
+            time.monotonic() - batch.leased_at,
+        )
         if self.on_finished is not None:
             self.on_finished(batch, finished)
 

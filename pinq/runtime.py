@@ -6,7 +6,6 @@ built: what only enqueues or looks up never pays for them.
 
 import logging
 import os
-import secrets
 import threading
 import time
 from collections import Counter
@@ -20,6 +19,7 @@ import dramatiq
 from pinq.broker import Batch, QueueBroker
 from pinq.config import Settings
 from pinq.errors import PinqError
+from pinq.incarnation import has_died, incarnation
 from pinq.ingest.items import BadItem, Ready
 from pinq.ingest.paths import discover
 from pinq.ingest.signing import prepare
@@ -76,11 +76,6 @@ class RunReport:
     refused: int
     interrupted: bool
     skipped: Sequence[BadItem]
-
-
-def incarnation() -> str:
-    """A name for this process that no other has or will have."""
-    return f"{os.getpid()}-{secrets.token_hex(6)}"
 
 
 class Worker:
@@ -218,7 +213,19 @@ def opened(settings: Settings) -> Iterator[tuple[Queue, Store]]:
         stack.callback(store.close)
         queue = open_queue(settings.queue)
         stack.callback(queue.close)
+        succeed_the_dead(queue)
         yield queue, store
+
+
+def succeed_the_dead(queue: Queue) -> None:
+    """Take over at once what processes of this machine held when they were killed.
+
+    It would come back by itself, but only when its leases expire.
+    """
+    for holder in queue.holders():
+        if has_died(holder):
+            expired = queue.expire(holder)
+            logger.info("worker.died holder=%s leases=%d", holder, expired)
 
 
 def run_worker(
@@ -256,6 +263,7 @@ def run_relay(settings: Settings, *, until_empty: bool = False, stop: threading.
     with ExitStack() as stack:
         queue = open_queue(settings.queue)
         stack.callback(queue.close)
+        succeed_the_dead(queue)
         relay = _relay(settings, queue, stack)
         return relay.run(stop, until_empty=until_empty)
 

@@ -9,6 +9,8 @@ import os
 import signal
 import sys
 import threading
+import time
+from types import FrameType
 
 import dramatiq
 from dramatiq.broker import Broker
@@ -17,10 +19,13 @@ from dramatiq.middleware import Middleware
 from pinq import config
 from pinq.errors import PinqError
 from pinq.queue.urls import open_queue
-from pinq.runtime import Worker
+from pinq.runtime import Worker, succeed_the_dead
 from pinq.store.urls import open_store
 
 logger = logging.getLogger(__name__)
+
+# Two signals within this time are one.
+_TOGETHER_SECONDS = 5.0
 
 
 class _Closing(Middleware):
@@ -32,6 +37,26 @@ class _Closing(Middleware):
         _store.close()
 
 
+def _stop_once() -> None:
+    """Let a second SIGTERM that comes with the first one pass.
+
+    A supervisor that signals the whole process group gives this process two: its
+    own, and the one that dramatiq's main process hands on. dramatiq takes the
+    second for an order to die at once.
+    """
+    polite = signal.getsignal(signal.SIGTERM)
+    if not callable(polite):
+        return
+    first: list[float] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if not first or time.monotonic() - first[0] > _TOGETHER_SECONDS:
+            first.append(time.monotonic())
+            polite(number, frame)
+
+    signal.signal(signal.SIGTERM, stop)
+
+
 def _end_when_failed() -> None:
     _worker.ended.wait()
     os.kill(os.getpid(), signal.SIGTERM)
@@ -41,6 +66,7 @@ try:
     _settings = config.load()
     _store = open_store(_settings.store, write=True)
     _queue = open_queue(_settings.queue)
+    succeed_the_dead(_queue)
     _worker = Worker(_settings, _queue, _store)
 except PinqError as error:
     logger.critical("%s", error)
@@ -49,6 +75,8 @@ except PinqError as error:
 broker = _worker.broker
 broker.add_middleware(_Closing())
 dramatiq.set_broker(broker)
+if threading.current_thread() is threading.main_thread():
+    _stop_once()
 
 
 threading.Thread(target=_end_when_failed, name="pinq-fatal", daemon=True).start()

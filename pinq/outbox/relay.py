@@ -182,7 +182,7 @@ class Relay:
             self._queue.mark_published([event.position for event in everywhere])
             for accepted in self._accepted:
                 accepted.difference_update(event.id for event in everywhere)
-            logger.debug("published events=%d", len(everywhere))
+            logger.info("events.published count=%d", len(everywhere))
         return len(everywhere), min(waiting, default=0.0)
 
     def _last_pass(self) -> int:

@@ -72,6 +72,16 @@ class Queue(Protocol):
     def renew(self, token: str, seconds: float) -> bool:
         """Let the lease expire ``seconds`` from now; false when it is lost."""
 
+    def holders(self) -> list[str]:
+        """The workers that hold leases, and the holders of roles."""
+
+    def expire(self, holder: str) -> int:
+        """End every lease and role of a holder that is known to have died, as if its time were up.
+
+        Returns how many leases that were. A holder that lives after all is refused when it
+        finishes, as with any lease that was lost.
+        """
+
     def finish(self, token: str, verdicts: Sequence[Verdict]) -> Finished:
         """End attempts, and store their events, in one transaction.
 

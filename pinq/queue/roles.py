@@ -1,6 +1,6 @@
 """Roles that one process at a time holds, such as the relay: leases of a name."""
 
-from sqlalchemy import Connection, delete
+from sqlalchemy import Connection, delete, update
 from sqlalchemy.dialects.sqlite import insert
 
 from pinq.queue.tables import roles
@@ -21,3 +21,8 @@ def elect(connection: Connection, role: str, holder: str, seconds: float, now_ms
 def resign(connection: Connection, role: str, holder: str) -> None:
     """Give a role up, if held."""
     connection.execute(delete(roles).where(roles.c.name == role, roles.c.holder == holder))
+
+
+def expire(connection: Connection, holder: str, now_ms: int) -> None:
+    """Free every role of a holder that died."""
+    connection.execute(update(roles).where(roles.c.holder == holder).values(expires_at_ms=now_ms))

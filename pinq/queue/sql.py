@@ -246,6 +246,20 @@ class SqlQueue:
             ).rowcount
         return bool(changed)
 
+    def holders(self) -> list[str]:
+        with self._database.read() as connection:
+            found = connection.exec_driver_sql(
+                "SELECT worker FROM leases UNION SELECT holder FROM roles"
+            )
+            return list(found.scalars())
+
+    def expire(self, holder: str) -> int:
+        with self._database.write() as connection:
+            roles.expire(connection, holder, self._clock())
+            return connection.exec_driver_sql(
+                "UPDATE leases SET expires_at_ms = ? WHERE worker = ?", (self._clock(), holder)
+            ).rowcount
+
     def finish(self, token: str, verdicts: Sequence[Verdict]) -> Finished:
         lease_id, nonce = _parse(token)
         by_id = {verdict.id: verdict for verdict in verdicts}

@@ -1,5 +1,6 @@
 """From a URL in the settings to an open queue."""
 
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ from pinq.queue.contract import Queue
 from pinq.queue.sql import SqlQueue, machine_clock
 from pinq.queue.sqlite import SqliteDatabase
 from pinq.queue.tables import REVISION
+
+logger = logging.getLogger(__name__)
 
 
 def open_queue(url: str, *, create: bool = True, clock: Callable[[], int] = machine_clock) -> Queue:
@@ -105,7 +108,41 @@ def _open(parsed: URL, path: Path) -> SqliteDatabase:
         raise ReadOnlyHome(
             f"{path.parent} cannot be made: {error.strerror}; choose another --home"
         ) from None
+    if (kind := network_file_system(path.parent, _mounts())) is not None:
+        logger.warning(
+            "queue.on_network_file_system path=%s type=%s SQLite's log does not work there: "
+            "keep the home on a local disk",
+            path,
+            kind,
+        )
     return SqliteDatabase(parsed)
+
+
+_NETWORK = re.compile(
+    r"nfs|cifs|smb|9p|afs|ceph|glusterfs|lustre|fuse\.(sshfs|s3fs|gcsfuse|rclone)"
+)
+
+
+def network_file_system(folder: Path, mounts: str) -> str | None:
+    """The type of the file system that ``folder`` is on, if it is one over a network.
+
+    ``mounts`` is as in ``/proc/self/mounts``.
+    """
+    best, found = "", ""
+    for line in mounts.splitlines():
+        place, kind = line.split()[1:3]
+        place = place.replace("\\040", " ")
+        inside = folder.resolve().is_relative_to(place)
+        if inside and len(place) >= len(best):
+            best, found = place, kind
+    return found if _NETWORK.match(found) else None
+
+
+def _mounts() -> str:
+    try:
+        return Path("/proc/self/mounts").read_text("utf-8", "replace")
+    except OSError:
+        return ""
 
 
 def _upgrade(database: SqliteDatabase) -> None:

@@ -8,8 +8,8 @@ or TOML whose first line is a comment with a file's name is saved as that file;
 another block of Python is run, and the ``text`` block that follows is what it prints.
 
 An HTML comment before a block says otherwise: ``test: skip`` for what must not
-run here, ``test: background`` for a command that stays, until the next such one
-or the page ends.
+run here, ``test: background`` for a command that stays until the page ends; it
+is asked to with SIGTERM then, and must exit with 0.
 """
 
 import os
@@ -121,8 +121,8 @@ class Checkout:
             running = process.poll() is None
             process.terminate()
             code = process.wait(timeout=60)
-            assert running, f"{process.args} had ended by itself, with {code}"
-            assert code == 0, f"{process.args} ended with {code}"
+            assert running, f"{process.args!r} had ended by itself, with {code}"
+            assert code == 0, f"{process.args!r} ended with {code}"
         self._background.clear()
 
 
@@ -156,7 +156,7 @@ def assert_same(printed: str, shown: str, where: str, root: Path) -> None:
     """``printed`` is what the page shows, up to what varies."""
     got = _normal(printed.replace(str(root.resolve()), SHOWN_ROOT))
     want = _normal(shown)
-    pattern = "\n".join(r"(?:.*\n?)*" if line == "…" else re.escape(line) for line in want)
+    pattern = "\n".join(r"[\s\S]*" if line == "…" else re.escape(line) for line in want)
     if not re.fullmatch(pattern, "\n".join(got)):
         assert got == want, f"{where}: the page shows something else; printed was:\n{printed}"
 

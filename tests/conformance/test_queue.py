@@ -410,6 +410,22 @@ def test_a_poisonous_job_spends_only_its_own_attempts(queue: Queue, clock: FakeC
     assert all(one.attempts <= 2 for one in queue.scan(queue=Q, state=State.SUCCEEDED))
 
 
+def test_a_holder_that_died_is_succeeded_at_once(queue: Queue) -> None:
+    add(queue, "a", "b")
+    dead = queue.lease(Q, 1, 600, "dead")
+    lives = queue.lease(Q, 1, 600, "lives")
+    assert dead and lives
+    assert queue.elect("relay", "dead", 600)
+    assert sorted(queue.holders()) == ["dead", "lives"]
+    assert queue.expire("dead") == 1
+    (again,) = lease(queue, worker="next")
+    assert (again.key, again.attempt) == ("a", 2)
+    assert queue.elect("relay", "next", 600)
+    assert queue.finish(lives.token, [Succeeded(lives.jobs[0].id)]).succeeded == 1
+    assert queue.finish(dead.token, [Succeeded(dead.jobs[0].id)]).refused
+    assert queue.expire("nobody") == 0
+
+
 # --- views ------------------------------------------------------------------------
 
 

@@ -80,6 +80,7 @@ class Home:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,
         )
 
     def wait_for_progress(self, *, beyond: int = 0, timeout: float = 60) -> None:

@@ -27,7 +27,7 @@ from pinq.queue.migrate import upgrade as migrate
 from pinq.queue.model import Event, NewJob, Succeeded
 from pinq.queue.sqlite import SqliteDatabase
 from pinq.queue.tables import REVISION, metadata
-from pinq.queue.urls import current, open_queue, queue_exists, upgrade
+from pinq.queue.urls import current, network_file_system, open_queue, queue_exists, upgrade
 
 
 @pytest.fixture
@@ -242,6 +242,17 @@ def test_the_lease_query_reads_by_its_index(url: str) -> None:
     assert len(searches) == 9
     assert all("SEARCH jobs USING INDEX jobs_pending" in step for step in searches)
     assert not any("TEMP B-TREE" in step for step in steps), "no sorting of the backlog"
+
+
+def test_a_home_on_a_network_file_system_is_noticed(tmp_path: Path) -> None:
+    mounts = (
+        f"/dev/sda1 / ext4 rw 0 0\nserver:/x {tmp_path} nfs4 rw 0 0\n"
+        f"tmpfs {tmp_path}/t tmpfs rw 0 0"
+    )
+    assert network_file_system(tmp_path / "home", mounts) == "nfs4"
+    assert network_file_system(tmp_path / "t" / "home", mounts) is None
+    assert network_file_system(Path("/somewhere"), mounts) is None
+    assert network_file_system(Path("/somewhere"), "") is None
 
 
 def test_closing_wakes_whoever_waits(url: str) -> None:

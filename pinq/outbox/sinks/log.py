@@ -15,6 +15,10 @@ class LogSink:
     linger_seconds = 0.0
     max_events = 1000
 
+    def __init__(self) -> None:
+        # Whatever the level of other logs: whoever names this sink wants to see them.
+        logger.setLevel(logging.INFO)
+
     def publish(self, events: Sequence[CloudEvent]) -> None:
         """Log the events in order."""
         for event in events:
