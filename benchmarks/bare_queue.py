@@ -1,8 +1,8 @@
 """A queue in one file, as a good engineer would write it by hand on ``sqlite3``.
 
 The table has the columns of pinq's jobs that carry a job, the unique (queue, key) and the
-partial index of what is pending in the order of leasing; statements are made once for all,
-rows go by ``executemany``, a claim is one ``UPDATE … RETURNING``, every transaction begins
+partial index of what is pending in the order of leasing; rows go in by ``executemany``, a
+claim is one ``UPDATE … RETURNING``, a finish one ``UPDATE``, every transaction begins
 ``IMMEDIATE``, and every commit is synced (WAL, ``synchronous=FULL``), as in pinq.
 
 What it leaves out of pinq's promises: a lease's expiry, renewal and recovery; suspects that
@@ -65,7 +65,8 @@ RETURNING id, key, uri, etag, attempts, max_attempts
 """
 
 _FINISH = """
-UPDATE jobs SET state = 2, lease_token = NULL, finished_at_ms = ? WHERE id IN (SELECT value FROM json_each(?)) AND lease_token = ?
+UPDATE jobs SET state = 2, lease_token = NULL, finished_at_ms = ?
+WHERE id IN (SELECT value FROM json_each(?)) AND lease_token = ?
 """
 
 _EVENT = """

@@ -109,8 +109,13 @@ def measure(options: Options) -> list[Figure]:
             if not options.quick:
                 starting[name].append(contender(first, few))
             whole[name].append(contender(folder, count))
-            seconds = whole[name][-1].wall_seconds
-            options.say(f"run: round {number + 1}, {name}: {count / seconds:.1f} images/s")
+            told = whole[name][-1]
+            rate, cpu = count / told.wall_seconds, 1000 * told.cpu_seconds / count
+            cores = told.cpu_seconds / told.wall_seconds
+            options.say(
+                f"run: round {number + 1}, {name}: {rate:.1f} images/s, "
+                f"{cpu:.1f} ms of CPU an image, {cores:.2f} cores"
+            )
     return list(_figures(whole, starting, count, few))
 
 

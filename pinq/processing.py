@@ -5,12 +5,10 @@ image is that image's answer; an error of the store abandons the batch, which co
 no job an attempt.
 """
 
-import hashlib
 import logging
 import random
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pinq.broker import Batch
@@ -20,6 +18,7 @@ from pinq.failpoints import failpoint
 from pinq.inference.engine import Engine
 from pinq.media.decode import decode
 from pinq.media.fetch import fetch
+from pinq.media.signature import signature_of
 from pinq.outbox.events import computed_event
 from pinq.patience import patiently
 from pinq.queue.model import Failure, LeasedJob
@@ -34,6 +33,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Images = Mapping["ImageInput", "torch.Tensor"]
+LoadAll = Callable[
+    [Callable[["_Work"], Images | Failure], Iterable["_Work"]], Iterable[Images | Failure]
+]
 
 
 class Processor:
@@ -46,7 +48,7 @@ class Processor:
         engine: where they are computed.
         store: where they are put.
         media: limits on images.
-        decoders: threads that fetch and decode.
+        load_all: maps a function over a batch, in whatever threads fetch and decode.
         patience_seconds: how long a full disk is waited for.
         stop: set when the worker should not wait any more.
     """
@@ -60,7 +62,7 @@ class Processor:
         engine: Engine,
         store: Store,
         media: MediaSettings,
-        decoders: Executor,
+        load_all: LoadAll,
         patience_seconds: float,
         stop: threading.Event,
     ) -> None:
@@ -70,7 +72,7 @@ class Processor:
         self._engine = engine
         self._store = store
         self._media = media
-        self._decoders = decoders
+        self._load_all = load_all
         self._patience_seconds = patience_seconds
         self._stop = stop
 
@@ -108,9 +110,9 @@ class Processor:
         return works
 
     def _load(self, works: Sequence["_Work"]) -> None:
-        """Fetch and decode, in the decoders' threads."""
+        """Fetch and decode."""
         loading = [work for work in works if work.missing]
-        for work, loaded in zip(loading, self._decoders.map(self._load_one, loading), strict=True):
+        for work, loaded in zip(loading, self._load_all(self._load_one, loading), strict=True):
             if isinstance(loaded, Failure):
                 work.failure = loaded
             else:
@@ -192,11 +194,11 @@ class _Work:
 
 
 def _verify(job: LeasedJob, data: bytes) -> None:
-    digest = hashlib.blake2b(data, digest_size=16).hexdigest()
-    if digest != job.key:
+    signature = signature_of(data)
+    if signature != job.key:
         raise MediaError(
             FailureClass.SIGNATURE_MISMATCH,
-            f"{job.uri} has changed since it was enqueued: its signature is {digest} now; "
+            f"{job.uri} has changed since it was enqueued: its signature is {signature} now; "
             "enqueue it again",
         )
 

@@ -12,20 +12,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import dramatiq
 
 from pinq.broker import Batch, QueueBroker
-from pinq.config import Settings
+from pinq.config import Settings, WorkerSettings
 from pinq.errors import PinqError
 from pinq.incarnation import has_died, incarnation
-from pinq.ingest.items import BadItem, Ready
-from pinq.ingest.paths import discover
-from pinq.ingest.signing import prepare
+from pinq.ingest.items import BadItem
+from pinq.intake import Intake
 from pinq.outbox.relay import Relay
 from pinq.outbox.sinks.urls import open_sink
-from pinq.patience import patiently
 from pinq.queue.contract import Queue
 from pinq.queue.model import Finished, Job, State
 from pinq.queue.urls import open_queue
@@ -35,7 +33,6 @@ from pinq.store.urls import open_store
 
 logger = logging.getLogger(__name__)
 
-_ENQUEUE_BATCH = 256
 _LOOKUP_BATCH = 1000
 _EXAMPLES = 3
 # dramatiq's threads look for a stop this often; it costs nothing measurable.
@@ -102,10 +99,7 @@ class Worker:
         self._counting = threading.Lock()
         self._on_finished = on_finished
         self._stop_waiting = threading.Event()
-        cores = len(os.sched_getaffinity(0))
-        self._decoders = ThreadPoolExecutor(
-            settings.worker.decode_threads or max(2, cores), "pinq-decode"
-        )
+        self._decoders = _decoders(settings.worker)
         self.broker = QueueBroker(
             queue,
             worker=incarnation(),
@@ -139,7 +133,7 @@ class Worker:
                 engine=engine,
                 store=store,
                 media=settings.media,
-                decoders=self._decoders,
+                load_all=map if self._decoders is None else self._decoders.map,
                 patience_seconds=settings.worker.patience_seconds,
                 stop=self._stop_waiting,
             )
@@ -169,7 +163,8 @@ class Worker:
         """End what the worker started itself; for use where dramatiq runs the threads."""
         self.broker.close()
         self._stop_waiting.set()
-        self._decoders.shutdown()
+        if self._decoders is not None:
+            self._decoders.shutdown()
         logger.info(
             "worker.stopped %s",
             " ".join(f"{name}={self.counts[name]}" for name in _COUNTED),
@@ -190,6 +185,16 @@ class Worker:
         self.error = self.error or error
         self._stop_waiting.set()
         self.ended.set()
+
+
+def _decoders(worker: WorkerSettings) -> ThreadPoolExecutor | None:
+    """Threads that decode, where there are more cores than batches at work to keep busy.
+
+    Otherwise a batch is decoded in its own thread: handing images over costs 5% more.
+    """
+    cores = len(os.sched_getaffinity(0))
+    threads = worker.decode_threads or (cores if cores > worker.threads else 0)
+    return ThreadPoolExecutor(threads, "pinq-decode") if threads else None
 
 
 _COUNTED = ("succeeded", "retried", "dead", "refused")
@@ -301,7 +306,7 @@ def run(
         queue, store = stack.enter_context(opened(settings))
         # Before anything is enqueued: a signal that is new makes its images run again.
         declare(queue, settings, pipeline)
-        intake = _Intake(settings, queue, pipeline, paths, retry_dead)
+        intake = Intake(settings, queue, pipeline, paths, retry_dead)
         stack.callback(intake.stop)
         intake.start()
         relaying = _Relaying(settings, queue)
@@ -340,83 +345,6 @@ def run(
         return _report(queue, pipeline, intake, worker, time.monotonic() - started, interrupted)
 
 
-@dataclass
-class _Intake:
-    """Finds, signs and enqueues the images of a run, in a thread of its own."""
-
-    settings: Settings
-    queue: Queue
-    pipeline: str
-    paths: Sequence[str]
-    retry_dead: bool
-    scanning: bool = True
-    error: Exception | None = None
-    enqueued: int = 0
-    duplicate: int = 0
-    ended_before: int = 0
-    dead_before: int = 0
-    signatures: dict[str, None] = field(default_factory=dict)
-    skipped: list[BadItem] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="pinq-intake")
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        try:
-            batch: list[Ready] = []
-            for item in prepare(discover(self.paths, formats=self.settings.media.formats)):
-                if self._stop.is_set():
-                    return
-                if isinstance(item, BadItem):
-                    self.skipped.append(item)
-                    continue
-                batch.append(item)
-                # The first ones at once, so that work starts while the rest is read.
-                if len(batch) >= min(_ENQUEUE_BATCH, max(16, self.enqueued)):
-                    self._enqueue(batch)
-                    batch = []
-            self._enqueue(batch)
-        except Exception as error:  # noqa: BLE001 - raised in the main thread
-            self.error = error
-        finally:
-            self.scanning = False
-
-    def _enqueue(self, batch: Sequence[Ready]) -> None:
-        pipeline = self.settings.pipeline(self.pipeline)
-        jobs = [
-            item.job(priority=pipeline.priority, max_attempts=pipeline.max_attempts)
-            for item in batch
-        ]
-        answers = patiently(
-            lambda: self.queue.enqueue(self.pipeline, jobs),
-            patience_seconds=self.settings.worker.patience_seconds,
-            stop=self._stop,
-        )
-        dead = [answer.key for answer in answers if answer.state is State.DEAD]
-        if dead and self.retry_dead:
-            self.queue.requeue(self.pipeline, keys=dead)
-        for answer in answers:
-            new = answer.key not in self.signatures
-            self.signatures[answer.key] = None
-            if answer.outcome == "duplicate":
-                self.duplicate += 1
-            else:
-                self.enqueued += 1
-            if new and answer.state is State.SUCCEEDED:
-                self.ended_before += 1
-            if new and answer.state is State.DEAD and not self.retry_dead:
-                self.ended_before += 1
-                self.dead_before += 1
-
-
 class _Relaying:
     """A relay in a thread of its own."""
 
@@ -443,7 +371,7 @@ class _Relaying:
             self.error = error
 
 
-def _progress(intake: _Intake, worker: Worker | None) -> RunProgress:
+def _progress(intake: Intake, worker: Worker | None) -> RunProgress:
     counts = worker.counts if worker else Counter[str]()
     succeeded, dead = counts["succeeded"], counts["dead"]
     return RunProgress(
@@ -458,7 +386,7 @@ def _progress(intake: _Intake, worker: Worker | None) -> RunProgress:
 def _report(
     queue: Queue,
     pipeline: str,
-    intake: _Intake,
+    intake: Intake,
     worker: Worker | None,
     seconds: float,
     interrupted: bool,

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import stat
-import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,23 +13,21 @@ from typing import TYPE_CHECKING
 from pinq.errors import PinqError
 from pinq.ingest.items import SCHEME, SIGNATURE, BadItem, Item, Ready, Signed, words
 from pinq.media.fetch import etag_of, path_to_uri, uri_to_path
+from pinq.media.signature import new_digest, signature_of
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor, Future
 
 _REMOTE = ("http", "https", "s3")
-_CHUNK_BYTES = 1024 * 1024
+_WHOLE_BYTES = 16 * 1024 * 1024
 _TOGETHER = 16  # items that one hashing thread takes at a time
 
-_buffers = threading.local()
 
+def sign(path: Path, whole: int = _WHOLE_BYTES) -> Signed | BadItem:
+    """The signature of the file's bytes, with the etag they had.
 
-def sign(path: Path, chunk: int = _CHUNK_BYTES) -> Signed | BadItem:
-    """The 128-bit BLAKE2b of the file's bytes, in hex, with the etag they had."""
-    buffer: bytearray | None = getattr(_buffers, "buffer", None)
-    if buffer is None or len(buffer) != chunk:
-        buffer = _buffers.buffer = bytearray(chunk)
-    view = memoryview(buffer)
+    A file of over ``whole`` bytes is read piece by piece.
+    """
     try:
         # O_NONBLOCK so that a FIFO does not block; it is refused below.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -44,13 +41,16 @@ def sign(path: Path, chunk: int = _CHUNK_BYTES) -> Signed | BadItem:
             return BadItem(str(path), "is a folder")
         if not stat.S_ISREG(before.st_mode):
             return BadItem(str(path), "is not a regular file")
-        digest = hashlib.blake2b(digest_size=16)
-        while length := os.readv(descriptor, [view]):
-            digest.update(view[:length])  # frees the GIL
+        with open(descriptor, "rb", buffering=0, closefd=False) as file:
+            signature = (
+                signature_of(file.read())
+                if before.st_size <= whole
+                else hashlib.file_digest(file, new_digest).hexdigest()
+            )
         etag = etag_of(before)
         if etag_of(os.fstat(descriptor)) != etag:
             return BadItem(str(path), "changed while it was read; enqueue it once it is whole")
-        return Signed(digest.hexdigest(), etag)
+        return Signed(signature, etag)
     except OSError as error:
         return BadItem(str(path), words(error))
     finally:

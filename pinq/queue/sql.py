@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Row, delete, exists, insert, select, update
+from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from pinq.queue import attempts, events, roles, statements, views
 from pinq.queue.doorbell import Doorbell
@@ -44,7 +44,6 @@ from pinq.queue.tables import (
     SUCCEEDED,
     job_errors,
     jobs,
-    leases,
     queues,
 )
 
@@ -369,21 +368,16 @@ class SqlQueue:
             return views.counts(connection, queue, self._clock())
 
     def unfinished(self, names: Iterable[str], *, scheduled: bool = True) -> bool:
+        statement = statements.UNFINISHED if scheduled else statements.UNFINISHED_NOW
         with self._database.read() as connection:
             for name in names:
                 found = self._find(connection, name)
                 if found is None:
                     continue
-                pending = [jobs.c.queue_id == found.id, jobs.c.state == PENDING]
-                if scheduled:
-                    waiting = [exists().where(*pending)]
-                else:
-                    due = _next_due_ms(connection, found.id)
-                    if due is not None and due <= self._clock():
-                        return True
-                    waiting = [exists().where(*pending, jobs.c.attempts > 0)]
-                waiting.append(exists().where(leases.c.queue_id == found.id))
-                if any(connection.execute(select(one)).scalar() for one in waiting):
+                asked = {"queue": found.id}
+                if not scheduled:
+                    asked["now"] = self._clock()
+                if connection.exec_driver_sql(statement, asked).scalar():
                     return True
         return False
 

@@ -63,6 +63,8 @@ class SqliteDatabase:
             cursor.execute(f"PRAGMA synchronous={synchronous}")
             cursor.execute("PRAGMA cache_size=-32768")
             cursor.execute("PRAGMA temp_store=MEMORY")
+            # Fewer checkpoints: each syncs the database, not only the log.
+            cursor.execute("PRAGMA wal_autocheckpoint=4000")
             cursor.close()
 
         @event.listens_for(engine, "begin")

@@ -35,6 +35,20 @@ SELECT min(due) FROM ({NEXT_DUE}
 UNION ALL SELECT expires_at_ms FROM leases WHERE queue_id = :queue)
 """
 
+# Leases are few; pending jobs are found by the first entry of an index.
+UNFINISHED = """
+SELECT EXISTS (SELECT 1 FROM leases WHERE queue_id = :queue)
+    OR EXISTS (SELECT 1 FROM jobs INDEXED BY jobs_pending WHERE state = 0 AND queue_id = :queue)
+"""
+
+# The same without jobs that are scheduled and were never tried.
+UNFINISHED_NOW = f"""
+SELECT EXISTS (SELECT 1 FROM leases WHERE queue_id = :queue)
+    OR EXISTS (SELECT 1 FROM jobs INDEXED BY jobs_retrying
+               WHERE state = 0 AND attempts > 0 AND queue_id = :queue)
+    OR ({NEXT_DUE.strip()}) <= :now
+"""
+
 CLAIM = """
 UPDATE jobs SET state = 1, lease_id = ?, attempts = attempts + 1
 WHERE id IN (SELECT value FROM json_each(?))

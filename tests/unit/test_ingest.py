@@ -289,7 +289,7 @@ def test_a_line_reader_knows_when_the_next_line_is_not_there_yet() -> None:
 def test_a_signature_is_the_128_bit_blake2b_of_the_bytes(size: int) -> None:
     data = os.urandom(size)
     Path("x").write_bytes(data)
-    signed = sign(Path("x"), chunk=4096)
+    signed = sign(Path("x"), whole=4096)
     assert isinstance(signed, Signed)
     assert signed.signature == hashlib.blake2b(data, digest_size=16).hexdigest()
 
