@@ -17,7 +17,11 @@ _ENQUEUE_BATCH = 256
 
 @dataclass
 class Intake:
-    """Finds, signs and enqueues the images of a run, in a thread of its own."""
+    """Finds, signs and enqueues the images of a run, in a thread of its own.
+
+    ``scanning`` turns false when all is enqueued, or ``error`` ended it.
+    ``ended_before`` counts the jobs that were done already, ``dead_before`` the dead of them.
+    """
 
     settings: Settings
     queue: Queue
@@ -38,9 +42,11 @@ class Intake:
         self._thread = threading.Thread(target=self._run, name="pinq-intake")
 
     def start(self) -> None:
+        """Begin."""
         self._thread.start()
 
     def stop(self) -> None:
+        """End, after the batch in hand; safe to call twice."""
         self._stop.set()
         self._thread.join()
 
