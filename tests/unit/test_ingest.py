@@ -16,6 +16,7 @@ from pinq.ingest.items import BadItem, Item, Ready, Signed
 from pinq.ingest.lists import LineReader, read_list
 from pinq.ingest.paths import discover
 from pinq.ingest.signing import prepare, sign
+from pinq.media.signature import new_digest, signature_of
 
 
 @pytest.fixture(autouse=True)
@@ -394,3 +395,12 @@ def test_neither_torch_nor_dramatiq_is_imported() -> None:
     )
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     assert told.stdout.strip() == b"set()"
+
+
+@pytest.mark.parametrize("size", [0, 1, 127, 128, 129, 100_000])
+def test_a_signature_is_the_same_whoever_computes_it(size: int) -> None:
+    data = bytes(n % 251 for n in range(size))
+    digest = new_digest()
+    digest.update(data)
+    assert signature_of(data) == digest.hexdigest()
+    assert signature_of(b"abc") == "cf4ab791c62b8d2b2109c90275287816"  # b2sum -l 128
