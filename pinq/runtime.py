@@ -116,9 +116,11 @@ class Worker:
         self, settings: Settings, queue: Queue, store: Store, pipelines: Sequence[str]
     ) -> None:
         # These import torch.
+        from pinq.inference.allocator import keep_freed_memory
         from pinq.inference.engine import Engine
         from pinq.processing import Processor
 
+        keep_freed_memory()
         names = {name for p in pipelines for name in settings.pipeline(p).signals}
         signals = {signal.name: signal for signal in signals_for(settings, sorted(names))}
         engine = Engine(list(signals.values()), settings.worker)
