@@ -27,6 +27,6 @@ def keep_freed_memory() -> None:
             mallopt(_M_TOP_PAD, 16 * _MIB)
     from PIL import Image
 
-    pillow = getattr(Image, "core", None)
-    if hasattr(pillow, "set_blocks_max"):
-        pillow.set_blocks_max(_PILLOW_BLOCKS)
+    set_blocks_max = getattr(getattr(Image, "core", None), "set_blocks_max", None)
+    if set_blocks_max is not None:
+        set_blocks_max(_PILLOW_BLOCKS)
