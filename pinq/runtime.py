@@ -192,7 +192,8 @@ class Worker:
 def _decoders(worker: WorkerSettings) -> ThreadPoolExecutor | None:
     """Threads that decode, where there are more cores than batches at work to keep busy.
 
-    Otherwise a batch is decoded in its own thread: handing images over costs 5% more.
+    Otherwise a batch is decoded in its own thread: more threads than cores only get
+    in each other's way.
     """
     cores = len(os.sched_getaffinity(0))
     threads = worker.decode_threads or (cores if cores > worker.threads else 0)
