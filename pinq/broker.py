@@ -250,8 +250,11 @@ class QueueBroker(Broker):
 
     def lease(self, queue_name: str, limit: int, timeout_seconds: float) -> Batch | None:
         """The next batch, or ``None`` after the timeout or when stopping."""
-        if self._stopping.wait(0) or not self._slots.acquire(timeout=timeout_seconds):
-            self._stopping.wait(timeout_seconds if self._stopping.is_set() else 0)
+        if self._stopping.is_set():
+            # dramatiq keeps asking while batches are finished; do not spin beside them.
+            self._closed.wait(timeout_seconds)
+            return None
+        if not self._slots.acquire(timeout=timeout_seconds):
             return None
         lease = None
         try:
