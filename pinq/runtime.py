@@ -38,8 +38,6 @@ _EXAMPLES = 3
 # dramatiq's threads look for a stop this often; it costs nothing measurable.
 _WORKER_TIMEOUT_MS = 100
 _POLL_SECONDS = 0.05
-# After a relay was killed, a run that ends within this time waits for the rest of it.
-_RELAY_LEASE_SECONDS = 4.0
 
 
 @dataclass(frozen=True, slots=True)

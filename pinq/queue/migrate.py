@@ -1,15 +1,11 @@
 """Create and upgrade the queue's database by Alembic, from inside the package."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from importlib.resources import files
 
 from sqlalchemy import Connection, inspect, text
 
 from pinq.errors import SchemaMismatch
 from pinq.queue.tables import REVISION, metadata
-
-Begin = Callable[[], AbstractContextManager[Connection]]
 
 
 def revision_of(connection: Connection) -> str | None:
