@@ -6,10 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import parse_qsl
 
-from sqlalchemy import URL, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import URL
 
-from pinq.errors import ConfigError, QueueUnavailable, ReadOnlyHome, SchemaMismatch
+from pinq.errors import ConfigError, QueueUnavailable, ReadOnlyHome
 from pinq.queue import migrate
 from pinq.queue.contract import Queue
 from pinq.queue.sql import SqlQueue, machine_clock
@@ -146,26 +145,8 @@ def _mounts() -> str:
 
 
 def _upgrade(database: SqliteDatabase) -> None:
-    if _revision(database) == REVISION:
-        return
-    try:
-        with database.write() as connection:
-            migrate.upgrade(connection, str(database.path))
-    except SchemaMismatch:
-        raise
-    except DBAPIError as error:  # raised inside Alembic
-        raise QueueUnavailable(f"{database.path}: cannot be upgraded: {error.orig}") from error
-
-
-def _revision(database: SqliteDatabase) -> str | None:
-    """The revision, by the cheapest look."""
-    with database.read() as connection:
-        tables = connection.exec_driver_sql(
-            "SELECT count(*) FROM sqlite_master WHERE name = 'alembic_version'"
-        ).scalar()
-        if not tables:
-            return None
-        found: str | None = connection.execute(
-            text("SELECT version_num FROM alembic_version")
-        ).scalar()
-        return found
+    with database.read() as connection:  # without the write lock, where all is well
+        if migrate.revision_of(connection) == REVISION:
+            return
+    with database.write() as connection:
+        migrate.upgrade(connection, str(database.path))
