@@ -40,9 +40,10 @@ def failpoint(name: str) -> None:
         _armed[name] = (verb, remaining - 1)
     if remaining != 1:
         return
+    # To this thread: a signal to the process may reach another first, and this one runs on.
     if verb == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
+        signal.pthread_kill(threading.get_ident(), signal.SIGKILL)
     elif verb == "stop":
-        os.kill(os.getpid(), signal.SIGSTOP)
+        signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
     elif verb == "enospc":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
