@@ -1,6 +1,5 @@
 """What a run meets on a bad day: a word that helps, an exit code, and nothing lost."""
 
-import os
 import random
 import shutil
 import signal
@@ -8,7 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,24 +16,15 @@ from pinq.config import load
 from pinq.queue.model import State
 from pinq.queue.urls import open_queue
 
+from ..conftest import MakeDisk, remount
 from .conftest import Home
 
 FAILED = 3
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 24 MB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)], capture_output=True
-    )
-    if mounted.returncode:
-        reason = f"needs the right to mount: {mounted.stderr.decode()}"
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+def small_disk(make_disk: MakeDisk) -> Path:
+    return make_disk(24)
 
 
 def fill(folder: Path) -> Path:
@@ -120,7 +110,7 @@ def test_a_read_only_home_is_told_and_still_read(
     home.make_images(20)
     where = ("--home", str(small_disk / "home"))
     assert home.pinq(*where, "run", str(home.images))[0] == 0
-    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    remount(small_disk, "ro")
     try:
         for command in (("run", str(home.images)), ("enqueue", str(home.images)), ("worker",)):
             code, said = home.pinq(*where, *command)
@@ -128,7 +118,7 @@ def test_a_read_only_home_is_told_and_still_read(
             assert "writ" in said or "Read-only" in said
             assert "Traceback" not in said
     finally:
-        subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+        remount(small_disk, "rw")
     assert home.pinq(*where, "run", str(home.images))[0] == 0
 
 

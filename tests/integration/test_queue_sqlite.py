@@ -1,12 +1,10 @@
 """What is SQLite's own: its schema, and how its troubles are told."""
 
-import os
 import re
 import sqlite3
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,6 +27,8 @@ from pinq.queue.sqlite import SqliteDatabase
 from pinq.queue.tables import REVISION, metadata
 from pinq.queue.urls import current, network_file_system, open_queue, queue_exists, upgrade
 
+from ..conftest import MakeDisk, remount
+
 
 @pytest.fixture
 def url(tmp_path: Path) -> str:
@@ -36,19 +36,8 @@ def url(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 2 MB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True
-    )
-    if mounted.returncode:
-        reason = f"needs the right to mount: {mounted.stderr.decode()}"
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
-    yield folder
-    subprocess.run(["mount", "-o", "remount,rw", str(folder)], check=False)
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+def small_disk(make_disk: MakeDisk) -> Path:
+    return make_disk(2)
 
 
 def test_the_revisions_make_the_same_schema_as_the_tables(tmp_path: Path) -> None:
@@ -176,7 +165,7 @@ def test_a_full_disk_is_told_and_work_goes_on_once_there_is_space(small_disk: Pa
 def test_a_read_only_file_system_is_told(small_disk: Path) -> None:
     url = f"sqlite:///{small_disk}/home/queue.db"
     open_queue(url).close()
-    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    remount(small_disk, "ro")
     with pytest.raises(ReadOnlyHome, match="--home"):
         open_queue(url).enqueue("q", [NewJob("a", "file:///a")])
     with pytest.raises(ReadOnlyHome, match="--home"):

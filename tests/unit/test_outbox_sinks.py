@@ -5,9 +5,6 @@ import json
 import logging
 import os
 import re
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,8 @@ from pinq.errors import ConfigError, ReadOnlyHome, SinkError, StorageFull
 from pinq.outbox.sinks.file import FileSink
 from pinq.outbox.sinks.log import LogSink
 from pinq.outbox.sinks.urls import open_sink
+
+from ..conftest import MakeDisk, remount
 
 NOON_MS = 1_700_000_000_123
 
@@ -143,27 +142,27 @@ def test_a_file_where_the_folder_should_be_is_a_clear_error(tmp_path: Path) -> N
         FileSink(tmp_path / "events" / "below")
 
 
-def test_a_full_disk_is_reported_leaves_no_half_segment_and_passes(tmp_path: Path) -> None:
-    with small_disk(tmp_path) as disk:
-        sink = FileSink(disk)
-        sink.publish(events(1))
-        with pytest.raises(StorageFull, match=re.escape(str(disk))):
-            sink.publish(events(2, padding=2_000_000))
-        assert read(disk) == events(1)
-        assert sorted(disk.iterdir()) == segments(disk)
-        remount(disk, "size=8m")
+def test_a_full_disk_is_reported_leaves_no_half_segment_and_passes(make_disk: MakeDisk) -> None:
+    disk = make_disk(1)
+    sink = FileSink(disk)
+    sink.publish(events(1))
+    with pytest.raises(StorageFull, match=re.escape(str(disk))):
         sink.publish(events(2, padding=2_000_000))
-        assert len(read(disk)) == 2
+    assert read(disk) == events(1)
+    assert sorted(disk.iterdir()) == segments(disk)
+    remount(disk, "size=8m")
+    sink.publish(events(2, padding=2_000_000))
+    assert len(read(disk)) == 2
 
 
-def test_a_read_only_folder_is_reported(tmp_path: Path) -> None:
-    with small_disk(tmp_path) as disk:
-        sink = FileSink(disk)
-        remount(disk, "ro")
-        with pytest.raises(ReadOnlyHome, match=re.escape(str(disk))):
-            sink.publish(events(1))
-        with pytest.raises(ReadOnlyHome, match=re.escape(str(disk))):
-            FileSink(disk / "new")
+def test_a_read_only_folder_is_reported(make_disk: MakeDisk) -> None:
+    disk = make_disk(1)
+    sink = FileSink(disk)
+    remount(disk, "ro")
+    with pytest.raises(ReadOnlyHome, match=re.escape(str(disk))):
+        sink.publish(events(1))
+    with pytest.raises(ReadOnlyHome, match=re.escape(str(disk))):
+        FileSink(disk / "new")
 
 
 def test_the_log_sink_writes_a_line_of_json_an_event(caplog: pytest.LogCaptureFixture) -> None:
@@ -192,25 +191,3 @@ def test_a_log_url_opens_the_log() -> None:
 def test_a_url_of_another_kind_is_refused_with_what_is_supported(url: str) -> None:
     with pytest.raises(ConfigError, match="file:///path/to/folder or log:"):
         open_sink(url)
-
-
-@contextmanager
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(disk)], capture_output=True
-    )
-    if made.returncode:
-        reason = f"needs to mount a tmpfs: {made.stderr.decode()}"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    try:
-        yield disk
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=True)
-
-
-def remount(disk: Path, option: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{option}", str(disk)], check=True)

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,6 +24,8 @@ from pinq.errors import (
 from pinq.store.contract import SignalKey, SignalValue
 from pinq.store.rocksdb import RocksdbStore
 from pinq.store.urls import open_store
+
+from ..conftest import MakeDisk, remount
 
 
 def key(signature: str, signal: str = "pdq", version: int = 1, galaxy: str = "g") -> SignalKey:
@@ -349,8 +350,8 @@ def crashed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store whose owner was killed: a table, and a log that isn't flushed."""
     path = tmp_path_factory.mktemp("crashed") / "signals"
     program = (
-        f"import os, sys; sys.path.insert(0, {str(Path(__file__).parent)!r});"
-        "from test_store_rocksdb import RocksdbStore, rows;"
+        f"import os, sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r});"
+        "from tests.unit.test_store_rocksdb import RocksdbStore, rows;"
         "path = sys.argv[1];"
         "s = RocksdbStore(path, write=True); s.put(rows(500)); s.close();"
         "s = RocksdbStore(path, write=True);"
@@ -445,103 +446,81 @@ def test_a_file_where_the_folder_should_be_is_a_clear_error(path: Path, write: b
 # Space and permission
 
 
-@contextmanager
-def small_disk(tmp_path: Path, mib: int) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={mib}m", "none", str(disk)], capture_output=True
-    )
-    if made.returncode:
-        reason = f"needs to mount a tmpfs: {made.stderr.decode()}"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    try:
-        yield disk
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=True)
-
-
-def remount(disk: Path, option: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{option}", str(disk)], check=True)
-
-
 def test_a_full_disk_loses_nothing_and_the_same_store_works_once_there_is_space(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_disk: MakeDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pinq.store.options.WRITE_BUFFER_BYTES", 1024 * 1024)
-    with small_disk(tmp_path, 8) as disk:
-        store = RocksdbStore(disk / "signals", write=True)
-        beside = RocksdbStore(disk / "signals", write=False)
-        kept: list[tuple[SignalKey, SignalValue]] = []
-        with pytest.raises(StorageFull, match="no space left for the store"):
-            while True:
-                items = rows(16, size=4096, start=len(kept))
-                store.put(items)
-                kept += items
-        assert len(kept) > 100
-        with pytest.raises(StorageFull):
-            store.put(rows(16, size=4096, start=10_000_000))
+    disk = make_disk(8)
+    store = RocksdbStore(disk / "signals", write=True)
+    beside = RocksdbStore(disk / "signals", write=False)
+    kept: list[tuple[SignalKey, SignalValue]] = []
+    with pytest.raises(StorageFull, match="no space left for the store"):
+        while True:
+            items = rows(16, size=4096, start=len(kept))
+            store.put(items)
+            kept += items
+    assert len(kept) > 100
+    with pytest.raises(StorageFull):
+        store.put(rows(16, size=4096, start=10_000_000))
 
-        def all_kept(reader: RocksdbStore) -> bool:
-            return reader.get([k for k, _ in kept]) == [v for _, v in kept]
+    def all_kept(reader: RocksdbStore) -> bool:
+        return reader.get([k for k, _ in kept]) == [v for _, v in kept]
 
-        assert all_kept(store)
-        assert all_kept(beside)
-        remount(disk, "size=32m")
-        more = [rows(16, size=4096, start=20_000_000 + 16 * i) for i in range(8)]
-        threads = [threading.Thread(target=store.put, args=(items,)) for items in more]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        kept += [item for items in more for item in items]
-        assert all_kept(store)
-        assert all_kept(beside)
-        store.close()
-        beside.close()
-        again = RocksdbStore(disk / "signals", write=True)
-        assert all_kept(again)
-        again.close()
-
-
-def test_a_store_closed_on_a_full_disk_keeps_what_was_put(tmp_path: Path) -> None:
-    with small_disk(tmp_path, 8) as disk:
-        store = RocksdbStore(disk / "signals", write=True)
-        items = rows(100, size=4096)
-        store.put(items)
-        with pytest.raises(OSError), (disk / "filler").open("wb") as filler:
-            while True:
-                filler.write(b"x" * 65536)
-                filler.flush()
-        store.close()
-        with pytest.raises(StorageFull):
-            RocksdbStore(disk / "signals", write=True).put(rows(100, size=4096))
-        (disk / "filler").unlink()
-        again = RocksdbStore(disk / "signals", write=True)
-        assert again.get([k for k, _ in items]) == [v for _, v in items]
-        again.close()
+    assert all_kept(store)
+    assert all_kept(beside)
+    remount(disk, "size=32m")
+    more = [rows(16, size=4096, start=20_000_000 + 16 * i) for i in range(8)]
+    threads = [threading.Thread(target=store.put, args=(items,)) for items in more]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    kept += [item for items in more for item in items]
+    assert all_kept(store)
+    assert all_kept(beside)
+    store.close()
+    beside.close()
+    again = RocksdbStore(disk / "signals", write=True)
+    assert all_kept(again)
+    again.close()
 
 
-def test_a_read_only_home_is_read_but_not_written(tmp_path: Path) -> None:
-    with small_disk(tmp_path, 8) as disk:
-        path, items = disk / "signals", rows(100)
-        store = RocksdbStore(path, write=True)
-        store.put(items)
-        store.close()
-        remount(disk, "ro")
-        for name in (path, disk / "new"):
-            with pytest.raises(ReadOnlyHome, match=str(name)):
-                RocksdbStore(name, write=True)
-        beside = RocksdbStore(path, write=False)
-        assert beside.get([k for k, _ in items]) == [v for _, v in items]
-        assert beside.versions("g") == [("pdq", 1)]
-        assert list(beside.scan("g")) == items
-        beside.close()
-        nothing = RocksdbStore(disk / "new", write=False)
-        assert nothing.get([key("a")]) == [None]
-        nothing.close()
+def test_a_store_closed_on_a_full_disk_keeps_what_was_put(make_disk: MakeDisk) -> None:
+    disk = make_disk(8)
+    store = RocksdbStore(disk / "signals", write=True)
+    items = rows(100, size=4096)
+    store.put(items)
+    with pytest.raises(OSError), (disk / "filler").open("wb") as filler:
+        while True:
+            filler.write(b"x" * 65536)
+            filler.flush()
+    store.close()
+    with pytest.raises(StorageFull):
+        RocksdbStore(disk / "signals", write=True).put(rows(100, size=4096))
+    (disk / "filler").unlink()
+    again = RocksdbStore(disk / "signals", write=True)
+    assert again.get([k for k, _ in items]) == [v for _, v in items]
+    again.close()
+
+
+def test_a_read_only_home_is_read_but_not_written(make_disk: MakeDisk) -> None:
+    disk = make_disk(8)
+    path, items = disk / "signals", rows(100)
+    store = RocksdbStore(path, write=True)
+    store.put(items)
+    store.close()
+    remount(disk, "ro")
+    for name in (path, disk / "new"):
+        with pytest.raises(ReadOnlyHome, match=str(name)):
+            RocksdbStore(name, write=True)
+    beside = RocksdbStore(path, write=False)
+    assert beside.get([k for k, _ in items]) == [v for _, v in items]
+    assert beside.versions("g") == [("pdq", 1)]
+    assert list(beside.scan("g")) == items
+    beside.close()
+    nothing = RocksdbStore(disk / "new", write=False)
+    assert nothing.get([key("a")]) == [None]
+    nothing.close()
 
 
 # URLs
