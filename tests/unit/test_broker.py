@@ -206,6 +206,18 @@ def test_a_stop_finishes_the_batch_in_hand_and_releases_the_rest(
     assert all(job.attempts == 0 for job in queue.scan(state=State.PENDING))
 
 
+def test_a_stopping_consumer_does_not_spin(queue: Queue) -> None:
+    broker = QueueBroker(queue, worker="test", lease_seconds=60, patience_seconds=1)
+    broker.stop_leasing()
+    asking = threading.Thread(target=broker.lease, args=(Q, 4, 60))
+    asking.start()
+    asking.join(0.1)
+    assert asking.is_alive()  # dramatiq would ask again at once
+    broker.close()
+    asking.join(20)
+    assert not asking.is_alive()
+
+
 def test_no_more_is_leased_than_the_threads_need(
     queue: Queue, start: Callable[..., Running]
 ) -> None:
