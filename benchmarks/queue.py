@@ -79,7 +79,7 @@ def pinq_round(path: Path, items: Sequence[Item], with_events: bool) -> _Round:
                     Succeeded(
                         job.id,
                         computed_event(
-                            galaxy="bench",
+                            source="/pinq/bench",
                             signature=job.key,
                             pipeline="bench",
                             attempt=job.attempt,

@@ -250,7 +250,7 @@ class Client:
             return []
         queue = self._open_queue()
         if pipeline not in self._declared:
-            queue.declare(pipeline, source=f"/pinq/{chosen.galaxy}")
+            queue.declare(pipeline, source=chosen.event_source)
             self._declared.add(pipeline)
         return queue.enqueue(pipeline, jobs, force=force)
 

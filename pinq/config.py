@@ -75,6 +75,11 @@ class PipelineSettings:
     media: str | None = None
     announce_unchanged: bool = False
 
+    @property
+    def event_source(self) -> str:
+        """The ``source`` of the pipeline's events."""
+        return f"/pinq/{self.galaxy}"
+
 
 @dataclass(frozen=True, slots=True)
 class SignalSettings:

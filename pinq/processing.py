@@ -164,7 +164,7 @@ class Processor:
         elif work.computed or self._pipeline.announce_unchanged:
             signals = work.computed or {s.name: s.version for s in self._signals}
             event = computed_event(
-                galaxy=self._pipeline.galaxy,
+                source=self._pipeline.event_source,
                 signature=job.key,
                 pipeline=self._name,
                 attempt=job.attempt,

@@ -19,19 +19,13 @@ from typing import Any
 from pinq.queue.model import Event, StoredEvent
 
 SIGNAL_COMPUTED = "pinq.signal.computed"
-JOB_DEAD = "pinq.job.dead"
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def source(galaxy: str) -> str:
-    """The origin of a galaxy's events."""
-    return f"/pinq/{galaxy}"
-
-
 def computed_event(
     *,
-    galaxy: str,
+    source: str,
     signature: str,
     pipeline: str,
     attempt: int,
@@ -41,7 +35,7 @@ def computed_event(
     """Signals of one image were computed; ``signals`` are their versions by name."""
     return Event(
         type=SIGNAL_COMPUTED,
-        source=source(galaxy),
+        source=source,
         subject=signature,
         data={
             "pipeline": pipeline,

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Row
 
 from pinq.queue.model import Event, Failure, StoredEvent
 
-DEAD = "pinq.job.dead"
+JOB_DEAD = "pinq.job.dead"
 # A message is kept for people to read; some libraries put a whole input into theirs.
 MESSAGE_LIMIT = 2000
 
@@ -48,7 +48,7 @@ def dead(queue: str, source: str, job: Row[Any], failure: Failure) -> Event:
         "message": failure.message[:MESSAGE_LIMIT],
     }
     data = {"pipeline": queue, "attempt": job.attempts, "reason": reason, "uri": job.uri}
-    return Event(type=DEAD, source=source, subject=job.key, data=data)
+    return Event(type=JOB_DEAD, source=source, subject=job.key, data=data)
 
 
 def unpublished(connection: Connection, limit: int) -> list[StoredEvent]:

@@ -19,20 +19,18 @@ def revision_of(connection: Connection) -> str | None:
     return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
 
 
-def upgrade(connection: Connection, database: str) -> bool:
+def upgrade(connection: Connection, database: str) -> None:
     """Bring the database to this code's revision, in the connection's transaction.
 
     An empty database gets the tables as they are now: Alembic would make the same
     (a test compares), but takes longer to import than the rest of `pinq enqueue`.
-
-    Returns whether there was anything to do.
 
     Raises:
         SchemaMismatch: the database was made by a newer pinq, or is not pinq's.
     """
     found = revision_of(connection)
     if found == REVISION:
-        return False
+        return
     if found is None and inspect(connection).get_table_names():
         raise SchemaMismatch(
             f"{database} holds tables that are not pinq's; give pinq a database of its own"
@@ -40,9 +38,8 @@ def upgrade(connection: Connection, database: str) -> bool:
     if found is None:
         metadata.create_all(connection)
         _stamp(connection)
-        return True
-    by_revisions(connection, database, found)
-    return True
+    else:
+        by_revisions(connection, database, found)
 
 
 def by_revisions(connection: Connection, database: str, found: str | None) -> None:

@@ -8,7 +8,7 @@ from pinq.queue.model import StoredEvent
 
 def test_a_computed_event_says_what_was_computed_for_which_image() -> None:
     event = computed_event(
-        galaxy="pins",
+        source="/pinq/pins",
         signature="ab12",
         pipeline="uploads",
         attempt=2,
