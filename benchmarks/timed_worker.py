@@ -5,6 +5,7 @@ time (ns since 1970) at which the way of a batch begins, for each of its signatu
 memory and written to the file TIMES, as JSON, at the end.
 """
 
+import atexit
 import json
 import sys
 import time
@@ -30,7 +31,5 @@ def _install(started: dict[str, int]) -> None:
 if __name__ == "__main__":
     times: dict[str, int] = {}
     _install(times)
-    try:
-        main(sys.argv[2:])
-    finally:
-        Path(sys.argv[1]).write_text(json.dumps(times))
+    atexit.register(lambda: Path(sys.argv[1]).write_text(json.dumps(times)))
+    main(sys.argv[2:])

@@ -4,12 +4,14 @@ Torch and the decoders are imported here and nowhere above, when a worker is
 built: what only enqueues or looks up never pays for them.
 """
 
+import gc
 import logging
 import os
+import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from dataclasses import dataclass
 import dramatiq
 
 from pinq.broker import Batch, QueueBroker
-from pinq.config import Settings, WorkerSettings
+from pinq.config import PipelineSettings, Settings, WorkerSettings
 from pinq.errors import PinqError
 from pinq.incarnation import has_died, incarnation
 from pinq.ingest.items import BadItem
@@ -27,6 +29,7 @@ from pinq.outbox.sinks.urls import open_sink
 from pinq.queue.contract import Queue
 from pinq.queue.model import Finished, Job, State
 from pinq.queue.urls import open_queue
+from pinq.signals.contract import Signal
 from pinq.signals.registry import signals_for
 from pinq.store.contract import Store
 from pinq.store.urls import open_store
@@ -38,6 +41,7 @@ _EXAMPLES = 3
 # dramatiq's threads look for a stop this often; it costs nothing measurable.
 _WORKER_TIMEOUT_MS = 100
 _POLL_SECONDS = 0.05
+_SHORT_SWITCH_SECONDS = 0.0001
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +117,10 @@ class Worker:
     def _declare_actors(
         self, settings: Settings, queue: Queue, store: Store, pipelines: Sequence[str]
     ) -> None:
-        # These import torch.
-        from pinq.inference.allocator import keep_freed_memory
-        from pinq.inference.engine import Engine
-        from pinq.processing import Processor
+        with _importing_torch():
+            from pinq.inference.allocator import keep_freed_memory
+            from pinq.inference.engine import Engine
+            from pinq.processing import Processor
 
         keep_freed_memory()
         names = {name for p in pipelines for name in settings.pipeline(p).signals}
@@ -125,7 +129,7 @@ class Worker:
         for name in pipelines:
             pipeline = settings.pipeline(name)
             chosen = [signals[signal] for signal in pipeline.signals]
-            declare(queue, settings, name)
+            declare(queue, name, pipeline, chosen)
             processor = Processor(
                 name,
                 pipeline,
@@ -187,6 +191,26 @@ class Worker:
         self.ended.set()
 
 
+@contextmanager
+def _importing_torch() -> Iterator[None]:
+    """Import in here what is large, while other threads sign the first images.
+
+    Torch's import makes half a million objects that stay: they are left out of garbage
+    collection, then and later. And it holds the GIL for a second or two, in which a
+    thread that signs would wait 5 ms for each of the few steps of a file.
+    """
+    was_enabled, interval = gc.isenabled(), sys.getswitchinterval()
+    gc.disable()
+    sys.setswitchinterval(_SHORT_SWITCH_SECONDS)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(interval)
+        gc.freeze()
+        if was_enabled:
+            gc.enable()
+
+
 def _decoders(worker: WorkerSettings) -> ThreadPoolExecutor | None:
     """Threads that decode, where there are more cores than batches at work to keep busy.
 
@@ -201,13 +225,12 @@ def _decoders(worker: WorkerSettings) -> ThreadPoolExecutor | None:
 _COUNTED = ("succeeded", "retried", "dead", "refused")
 
 
-def declare(queue: Queue, settings: Settings, name: str) -> None:
+def declare(queue: Queue, name: str, pipeline: PipelineSettings, signals: Iterable[Signal]) -> None:
     """Make a pipeline's queue, or tell it what its workers compute now."""
-    pipeline = settings.pipeline(name)
     queue.declare(
         name,
-        source=f"/pinq/{pipeline.galaxy}",
-        signals=[f"{s.name}@{s.version}" for s in signals_for(settings, pipeline.signals)],
+        source=pipeline.event_source,
+        signals=[f"{signal.name}@{signal.version}" for signal in signals],
     )
 
 
@@ -301,12 +324,12 @@ def run(
     Raises:
         PinqError: something other than an image failed; run again to go on.
     """
-    settings.pipeline(pipeline)
+    chosen = settings.pipeline(pipeline)
     started = time.monotonic()
     with ExitStack() as stack:
         queue, store = stack.enter_context(opened(settings))
         # Before anything is enqueued: a signal that is new makes its images run again.
-        declare(queue, settings, pipeline)
+        declare(queue, pipeline, chosen, signals_for(settings, chosen.signals))
         intake = Intake(settings, queue, pipeline, paths, retry_dead)
         stack.callback(intake.stop)
         intake.start()

@@ -10,12 +10,12 @@ sides, and at least ``DRAFT_FLOOR``. docs/guide/images.md states the bound of
 what that changes.
 
 Almost all of the time is spent with the GIL released: libjpeg decodes the file
-in one call, and torch resizes. What holds it is the copy out of Pillow's
-memory, one pass over the drafted image.
+in one call, and torch resizes what lies in Pillow's memory, without a copy.
 
 Colour profiles are not applied: pixels are taken as sRGB.
 """
 
+import ctypes
 from collections.abc import Collection
 from typing import Any
 
@@ -133,42 +133,68 @@ def _pixels(image: Image.Image) -> torch.Tensor:
     elif mode not in ("L", "RGB"):
         image = image.convert("RGB")
     channels = 1 if image.mode == "L" else 4
-    flat = _borrow(_raw(image, "L" if channels == 1 else "RGBX"))
-    return flat.view(image.height, image.width, channels).permute(2, 0, 1)[None]
+    flat = torch.from_numpy(np.asarray(_Memory(image, "L" if channels == 1 else "RGBX")))
+    # With the batch's stride in its place, or torch's kernel does not see the order.
+    return flat.view(1, image.height, image.width, channels).permute(0, 3, 1, 2)
 
 
-def _raw(image: Image.Image, layout: str) -> bytes:
-    """The image's bytes. ``tobytes`` in one step: it goes by 64 KiB and joins."""
-    size = image.width * image.height * len(layout)
-    if size < 1 << 31:  # a C int
-        encoder = Image._getencoder(image.mode, "raw", layout)
+class _Memory:
+    """An image's bytes as an array that nobody may write to.
+
+    Where Pillow holds the image in one block (up to 16 MiB) that is its own memory,
+    which the Arrow capsule keeps alive; otherwise a copy. Not marked read-only, since
+    torch warns about that.
+    """
+
+    def __init__(self, image: Image.Image, layout: str) -> None:
+        size = image.width * image.height * len(layout)
+        self.owner: object
         try:
-            encoder.setimage(image.im, (0, 0, *image.size))
-            _, status, raw = encoder.encode(size)
-        finally:
-            encoder.cleanup()
-        if status == 1 and len(raw) == size:
-            return raw
-    return image.tobytes("raw", layout)
-
-
-class _Borrowed:
-    """Bytes as an array without a copy and without torch's warning that they are
-    read-only; nothing here writes to them."""
-
-    def __init__(self, raw: bytes) -> None:
-        self.raw = raw
-        address = np.frombuffer(raw, np.uint8).__array_interface__["data"][0]
+            _, self.owner = image.__arrow_c_array__()
+            address = _address_of(self.owner)
+        except ValueError:  # several blocks
+            self.owner = raw = image.tobytes("raw", layout)
+            address = np.frombuffer(raw, np.uint8).__array_interface__["data"][0]
         self.__array_interface__ = {
             "version": 3,
             "typestr": "|u1",
-            "shape": (len(raw),),
+            "shape": (size,),
             "data": (address, False),
         }
 
 
-def _borrow(raw: bytes) -> torch.Tensor:
-    return torch.from_numpy(np.asarray(_Borrowed(raw)))
+class _ArrowArray(ctypes.Structure):
+    """https://arrow.apache.org/docs/format/CDataInterface.html#structure-definitions"""
+
+
+_ArrowArray._fields_ = [
+    ("length", ctypes.c_int64),
+    ("null_count", ctypes.c_int64),
+    ("offset", ctypes.c_int64),
+    ("n_buffers", ctypes.c_int64),
+    ("n_children", ctypes.c_int64),
+    ("buffers", ctypes.POINTER(ctypes.c_void_p)),
+    ("children", ctypes.POINTER(ctypes.POINTER(_ArrowArray))),
+    ("dictionary", ctypes.c_void_p),
+    ("release", ctypes.c_void_p),
+    ("private_data", ctypes.c_void_p),
+]
+_pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
+_pointer_of.restype = ctypes.c_void_p
+_pointer_of.argtypes = [ctypes.py_object, ctypes.c_char_p]
+
+
+def _address_of(capsule: object) -> int:
+    """Where the values of an ``arrow_array`` capsule lie.
+
+    Pillow hands out grey as an array of bytes, colour as a list of four of them each.
+    """
+    array = _ArrowArray.from_address(_pointer_of(capsule, b"arrow_array"))
+    if array.n_children:
+        array = array.children[0].contents
+    address = array.buffers[1]
+    assert array.offset == 0 and address is not None
+    return int(address)
 
 
 def _over_white(image: Image.Image) -> Image.Image:
