@@ -9,6 +9,7 @@
     ├── ReadOnlyHome            the home, or a file in it, cannot be written
     ├── QueueError
     │   ├── QueueUnavailable    locked by somebody else, or not reachable
+    │   ├── QueueDraining       it takes no more jobs
     │   └── SchemaMismatch      the database's version is not this code's
     ├── StoreError
     │   ├── StoreOwned          another process owns the RocksDB
@@ -78,6 +79,10 @@ class QueueError(PinqError):
 
 class QueueUnavailable(QueueError):
     """The queue is locked by somebody else, or cannot be reached."""
+
+
+class QueueDraining(QueueError):
+    """The queue was told to take no more jobs."""
 
 
 class SchemaMismatch(QueueError):

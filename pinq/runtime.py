@@ -20,7 +20,7 @@ import dramatiq
 
 from pinq.broker import Batch, QueueBroker
 from pinq.config import PipelineSettings, Settings, WorkerSettings
-from pinq.errors import PinqError
+from pinq.errors import PinqError, QueueError
 from pinq.incarnation import has_died, incarnation
 from pinq.ingest.items import BadItem
 from pinq.intake import Intake
@@ -266,6 +266,8 @@ def run_worker(
 ) -> None:
     """Work until ``stop`` is set, or (``until_empty``) nothing is pending or leased.
 
+    What is in paused queues is not waited for.
+
     Raises:
         PinqError: the worker had to end; what it held was released, or its
             leases will expire.
@@ -275,13 +277,18 @@ def run_worker(
         worker.start()
         try:
             while not stop.is_set() and not worker.ended.is_set():
-                if until_empty and not queue.unfinished(pipelines or tuple(settings.pipelines)):
+                if until_empty and not _has_work(queue, pipelines or tuple(settings.pipelines)):
                     break
                 stop.wait(_POLL_SECONDS)
         finally:
             worker.stop()
     if worker.error is not None:
         raise worker.error
+
+
+def _has_work(queue: Queue, pipelines: Sequence[str]) -> bool:
+    """Whether anything is pending or leased; what a paused queue holds does not count."""
+    return any(queue.unfinished([name]) and not queue.controls(name).paused for name in pipelines)
 
 
 def run_relay(settings: Settings, *, until_empty: bool = False, stop: threading.Event) -> int:
@@ -328,6 +335,10 @@ def run(
     started = time.monotonic()
     with ExitStack() as stack:
         queue, store = stack.enter_context(opened(settings))
+        if queue.controls(pipeline).paused:
+            raise QueueError(
+                f"pipeline {pipeline!r} is paused; `pinq queues resume {pipeline}` ends that"
+            )
         # Before anything is enqueued: a signal that is new makes its images run again.
         declare(queue, pipeline, chosen, signals_for(settings, chosen.signals))
         intake = Intake(settings, queue, pipeline, paths, retry_dead)

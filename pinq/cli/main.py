@@ -26,7 +26,7 @@ COMMANDS = {
     "relay": "Publish events to the sinks until stopped.",
     "get": "Show the stored signals of an image.",
     "jobs": "List, show and requeue jobs.",
-    "queues": "Show the queues.",
+    "queues": "Show, pause, limit and delete queues.",
     "db": "Create and upgrade the queue's database.",
     "completion": "Print the script that completes commands in a shell.",
 }

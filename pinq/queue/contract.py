@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from pinq.queue.model import (
+    Controls,
     Counts,
     Enqueued,
     Finished,
@@ -44,6 +45,28 @@ class Queue(Protocol):
     def queues(self) -> list[str]:
         """The names of all queues, sorted."""
 
+    def controls(self, queue: str) -> Controls:
+        """What the queue was told last; the defaults where there is no such queue."""
+
+    def control(self, queue: str, controls: Controls) -> None:
+        """Pause, drain or limit a queue, or end that; every worker obeys from now on.
+
+        What is leased goes on. A paused queue still takes back expired leases.
+
+        Raises:
+            InvalidInput: there is no such queue, or a limit is not above zero.
+        """
+
+    def drop(self, queue: str, *, force: bool = False) -> int:
+        """Delete a queue and the jobs in it; returns how many. Its events stay in the outbox.
+
+        Not one transaction: it pauses and drains the queue, then deletes in batches. Called
+        again after a crash, it goes on. Leases on its jobs are lost.
+
+        Raises:
+            QueueError: it holds jobs that have not succeeded, and ``force`` is not set.
+        """
+
     def enqueue(self, queue: str, jobs: Sequence[NewJob], *, force: bool = False) -> list[Enqueued]:
         """Add jobs; one answer an item, in order.
 
@@ -53,13 +76,17 @@ class Queue(Protocol):
         ``rerun``. ``force`` reruns whatever is not live, and has the worker compute
         what is stored already. A key that comes twice
         in one call is a duplicate the second time. All or nothing.
+
+        Raises:
+            QueueDraining: the queue takes no more jobs.
         """
 
     def lease(self, queue: str, limit: int, seconds: float, worker: str) -> Lease | None:
         """Claim up to ``limit`` due jobs for ``seconds``; ``None`` when there are none.
 
-        In order of priority (1 first), then due time, then arrival. Each job's
-        attempt is counted here. ``worker`` is the caller's incarnation.
+        In order of priority (1 first), then due time, then arrival, and no more than
+        the queue's controls admit. Each job's attempt is counted here. ``worker`` is
+        the caller's incarnation.
 
         First, leases of this queue that have expired are taken back: their jobs
         gain a ``worker_crash`` error and become pending again, or dead if that
@@ -123,7 +150,9 @@ class Queue(Protocol):
         """
 
     def next_due_ms(self, queue: str) -> int | None:
-        """When ``lease`` could next find something: a job falls due or a lease expires."""
+        """When ``lease`` could next find something: a job falls due and the queue's controls
+        admit it, or a lease expires. ``None``: not before somebody changes something.
+        """
 
     def now_ms(self) -> int:
         """The queue's clock."""

@@ -183,6 +183,21 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
+class Controls:
+    """What an operator has told a queue; it holds for all workers at once.
+
+    ``paused``: nothing is leased. ``draining``: nothing is enqueued. ``rate``: at most so
+    many jobs are leased a second, on average; ``in_flight``: at most so many are leased
+    at once; ``None`` is no limit.
+    """
+
+    paused: bool = False
+    draining: bool = False
+    rate: float | None = None
+    in_flight: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Counts:
     """How many jobs of a queue are in each state; ``scheduled`` are the pending not yet due."""
 

@@ -11,16 +11,19 @@ takes back a job clears its ``lease_id``, so a stale token matches no row.
 """
 
 import json
+import math
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import Connection, Row, delete, insert, select, update
 
-from pinq.queue import attempts, events, roles, statements, views
+from pinq.errors import InvalidInput, QueueDraining
+from pinq.queue import attempts, controls, events, roles, statements, views
 from pinq.queue.doorbell import Doorbell
 from pinq.queue.model import (
+    Controls,
     Counts,
     Dead,
     Enqueued,
@@ -48,12 +51,6 @@ from pinq.queue.tables import (
 )
 
 _REQUEUE_BATCH = 1000
-
-
-class _Queue(NamedTuple):
-    id: int
-    source: str
-    generation: int
 
 
 def machine_clock() -> int:
@@ -98,11 +95,35 @@ class SqlQueue:
         with self._database.read() as connection:
             return list(connection.execute(select(queues.c.name).order_by(queues.c.name)).scalars())
 
-    def _find(self, connection: Connection, queue: str) -> _Queue | None:
-        row = connection.exec_driver_sql(
-            "SELECT id, source, generation FROM queues WHERE name = ?", (queue,)
-        ).one_or_none()
-        return _Queue(*row) if row else None
+    def controls(self, queue: str) -> Controls:
+        with self._database.read() as connection:
+            found = controls.find(connection, queue)
+            return found.controls if found else Controls()
+
+    def control(self, queue: str, told: Controls) -> None:
+        for limit in (told.rate, told.in_flight):
+            if limit is not None and not 0 < limit < math.inf:
+                raise InvalidInput(f"a limit of {limit} is not above zero; pause the queue instead")
+        with self._database.write() as connection:
+            found = controls.find(connection, queue)
+            if found is None:
+                raise InvalidInput(f"there is no queue {queue!r}")
+            controls.change(connection, found, told, self._clock())
+        self._doorbell.ring()
+
+    def drop(self, queue: str, *, force: bool = False) -> int:
+        with self._database.write() as connection:
+            found = controls.find(connection, queue)
+            if found is None:
+                return 0
+            controls.close(connection, found, force=force)
+        total = 0
+        while True:
+            with self._database.write() as connection:
+                deleted = controls.delete_some(connection, found)
+            if not deleted:
+                return total
+            total += deleted
 
     # --- enqueue --------------------------------------------------------------
 
@@ -110,11 +131,16 @@ class SqlQueue:
         if not jobs:
             return []
         with self._database.write() as connection:
-            found = self._find(connection, queue)
+            found = controls.find(connection, queue)
             if found is None:
                 connection.execute(insert(queues).values(name=queue, source=f"/pinq/{queue}"))
-                found = self._find(connection, queue)
+                found = controls.find(connection, queue)
                 assert found is not None
+            if found.draining:
+                raise QueueDraining(
+                    f"queue {queue!r} is draining and takes no more jobs; "
+                    f"`pinq queues resume {queue}` ends that"
+                )
             now = self._clock()
             existing = {
                 key: (id_, state, generation)
@@ -191,7 +217,7 @@ class SqlQueue:
 
     def _lease(self, queue: str, limit: int, seconds: float, worker: str) -> Lease | None:
         with self._database.write() as connection:
-            found = self._find(connection, queue)
+            found = controls.find(connection, queue)
             if found is None:
                 return None
             now = self._clock()  # after the lock is held, however long that took
@@ -200,6 +226,9 @@ class SqlQueue:
                 "SELECT count(*), max(solo) FROM leases WHERE worker = ?", (worker,)
             ).one()
             if solo:
+                return None
+            limit = controls.admitted(connection, found, limit, now)
+            if not limit:
                 return None
             rows = connection.exec_driver_sql(
                 statements.CANDIDATES, {"queue": found.id, "now": now, "limit": limit}
@@ -220,6 +249,7 @@ class SqlQueue:
                 (nonce, found.id, worker, expires_at_ms, ids, len(rows), solo),
             ).lastrowid
             connection.exec_driver_sql(statements.CLAIM, (lease_id, ids))
+            controls.spend(connection, found, len(rows), now)
         return Lease(
             token=f"{lease_id}-{nonce}",
             queue=queue,
@@ -229,10 +259,20 @@ class SqlQueue:
 
     def next_due_ms(self, queue: str) -> int | None:
         with self._database.read() as connection:
-            found = self._find(connection, queue)
+            found = controls.find(connection, queue)
             if found is None:
                 return None
-            return _next_due_ms(connection, found.id)
+            expiry: int | None = connection.exec_driver_sql(
+                statements.NEXT_EXPIRY, {"queue": found.id}
+            ).scalar()
+            admits = controls.admits_at_ms(connection, found, self._clock())
+            if admits is None:
+                return expiry
+            due: int | None = connection.exec_driver_sql(
+                statements.NEXT_DUE, {"queue": found.id}
+            ).scalar()
+            times = [expiry, None if due is None else max(due, admits)]
+            return min((time for time in times if time is not None), default=None)
 
     # --- answers --------------------------------------------------------------
 
@@ -371,7 +411,7 @@ class SqlQueue:
         statement = statements.UNFINISHED if scheduled else statements.UNFINISHED_NOW
         with self._database.read() as connection:
             for name in names:
-                found = self._find(connection, name)
+                found = controls.find(connection, name)
                 if found is None:
                     continue
                 asked = {"queue": found.id}
@@ -386,7 +426,7 @@ class SqlQueue:
         wanted = None if keys is None else list(keys)
         while True:
             with self._database.write() as connection:
-                found = self._find(connection, queue)
+                found = controls.find(connection, queue)
                 if found is None:
                     return total
                 chosen = (
@@ -446,11 +486,6 @@ class SqlQueue:
     def close(self) -> None:
         self._doorbell.close()
         self._database.close()
-
-
-def _next_due_ms(connection: Connection, queue_id: int) -> int | None:
-    due: int | None = connection.exec_driver_sql(statements.NEXT_DUE, {"queue": queue_id}).scalar()
-    return due
 
 
 def _parse(token: str) -> tuple[int, str]:

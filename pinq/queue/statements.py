@@ -30,10 +30,9 @@ NEXT_DUE = " UNION ALL ".join(
     ORDER BY run_at_ms LIMIT 1)"""
     for priority in range(1, 10)
 )
-NEXT_DUE = f"""
-SELECT min(due) FROM ({NEXT_DUE}
-UNION ALL SELECT expires_at_ms FROM leases WHERE queue_id = :queue)
-"""
+NEXT_DUE = f"SELECT min(due) FROM ({NEXT_DUE})"
+
+NEXT_EXPIRY = "SELECT min(expires_at_ms) FROM leases WHERE queue_id = :queue"
 
 # Leases are few; pending jobs are found by the first entry of an index.
 UNFINISHED = """
@@ -46,7 +45,7 @@ UNFINISHED_NOW = f"""
 SELECT EXISTS (SELECT 1 FROM leases WHERE queue_id = :queue)
     OR EXISTS (SELECT 1 FROM jobs INDEXED BY jobs_retrying
                WHERE state = 0 AND attempts > 0 AND queue_id = :queue)
-    OR ({NEXT_DUE.strip()}) <= :now
+    OR ({NEXT_DUE}) <= :now
 """
 
 CLAIM = """

@@ -6,6 +6,7 @@
 from sqlalchemy import (
     BigInteger,
     Column,
+    Double,
     ForeignKey,
     Index,
     Integer,
@@ -20,7 +21,7 @@ from sqlalchemy import (
 
 from pinq.queue.model import State
 
-REVISION = "0001"
+REVISION = "0002"
 
 # SQLite gives only an INTEGER PRIMARY KEY the rowid's speed.
 Id = BigInteger().with_variant(Integer, "sqlite")
@@ -45,6 +46,14 @@ queues = Table(
     Column("signals", Text, nullable=False, server_default=""),
     # Grows by one whenever `signals` changes; a succeeded job remembers it.
     Column("generation", Integer, nullable=False, server_default="0"),
+    Column("paused", SmallInteger, nullable=False, server_default="0"),
+    Column("draining", SmallInteger, nullable=False, server_default="0"),
+    # Jobs a second, and at once; no limit where null.
+    Column("rate", Double),
+    Column("in_flight", Integer),
+    # What the rate's bucket held, and when.
+    Column("allowance", Double, nullable=False, server_default="0"),
+    Column("allowance_at_ms", BigInteger, nullable=False, server_default="0"),
 )
 
 jobs = Table(

@@ -22,7 +22,7 @@ from pinq.errors import (
 )
 from pinq.queue.migrate import by_revisions, revision_of
 from pinq.queue.migrate import upgrade as migrate
-from pinq.queue.model import Event, NewJob, Succeeded
+from pinq.queue.model import Controls, Event, NewJob, Succeeded
 from pinq.queue.sqlite import SqliteDatabase
 from pinq.queue.tables import REVISION, metadata
 from pinq.queue.urls import current, network_file_system, open_queue, queue_exists, upgrade
@@ -90,6 +90,25 @@ def test_a_queue_that_is_not_there_is_not_made_for_a_reader(url: str) -> None:
     with pytest.raises(QueueUnavailable, match="pinq enqueue"):
         open_queue(url, create=False)
     assert not queue_exists(url)
+
+
+def test_a_database_of_the_first_release_is_upgraded_with_what_is_in_it(url: str) -> None:
+    queue = open_queue(url)
+    queue.enqueue("q", [NewJob("a", "file:///a")])
+    queue.close()
+    path = url.removeprefix("sqlite:///")
+    old = sqlite3.connect(path, isolation_level=None)
+    for column in ("paused", "draining", "rate", "in_flight", "allowance", "allowance_at_ms"):
+        old.execute(f"ALTER TABLE queues DROP COLUMN {column}")
+    old.execute("UPDATE alembic_version SET version_num = '0001'")
+    old.close()
+    assert current(url) == ("0001", REVISION)
+    queue = open_queue(url)
+    assert current(url) == (REVISION, REVISION)
+    assert queue.controls("q") == Controls()
+    found = queue.lease("q", 1, 60, "w")
+    assert found and found.jobs[0].key == "a"
+    queue.close()
 
 
 def test_a_database_newer_than_the_code_is_refused(url: str) -> None:
