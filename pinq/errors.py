@@ -37,6 +37,7 @@ class FailureClass(StrEnum):
     OUT_OF_MEMORY = "out_of_memory"
     WORKER_CRASH = "worker_crash"
     SIGNATURE_MISMATCH = "signature_mismatch"
+    CANCELLED = "cancelled"
 
     @property
     def permanent(self) -> bool:
@@ -49,6 +50,7 @@ _PERMANENT = frozenset(
         FailureClass.REFUSED,
         FailureClass.UNDECODABLE,
         FailureClass.SIGNATURE_MISMATCH,
+        FailureClass.CANCELLED,
     }
 )
 

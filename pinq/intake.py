@@ -10,7 +10,7 @@ from pinq.ingest.paths import discover
 from pinq.ingest.signing import prepare
 from pinq.patience import patiently
 from pinq.queue.contract import Queue
-from pinq.queue.model import State
+from pinq.queue.model import Filter, State
 
 _ENQUEUE_BATCH = 256
 
@@ -83,7 +83,7 @@ class Intake:
         )
         dead = [answer.key for answer in answers if answer.state is State.DEAD]
         if dead and self.retry_dead:
-            self.queue.requeue(self.pipeline, keys=dead)
+            self.queue.requeue(Filter(self.pipeline, dead))
         for answer in answers:
             new = answer.key not in self.signatures
             self.signatures[answer.key] = None

@@ -1,29 +1,28 @@
 """``pinq jobs``: what is in the queues, one by one."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
-from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pinq.cli.command import Command, Group, json_option, pass_settings
 from pinq.cli.output import brief, emit, job_record, location, note, table, when
+from pinq.cli.selection import chosen, selecting
 
 if TYPE_CHECKING:
     from pinq.config import Settings
     from pinq.queue.contract import Queue
-    from pinq.queue.model import Job
+    from pinq.queue.model import Filter, Job
 
 _LINES_SHOWN = 50
-_STATES = ("pending", "leased", "succeeded", "dead")
+_PAGE = 1000
+_GROUPS = ("state", "pipeline", "priority", "error")
 
-pipeline_option = click.option("--pipeline", metavar="P", help="Only this pipeline. [default: all]")
 
-
-@click.group(cls=Group, short_help="List, show and requeue jobs.")
+@click.group(cls=Group, short_help="List, show, requeue, cancel and delete jobs.")
 def command() -> None:
-    """List, show and requeue jobs. A job is one image in one pipeline."""
+    """List, show, requeue, cancel and delete jobs. A job is one image in one pipeline."""
 
 
 @command.command(
@@ -31,44 +30,79 @@ def command() -> None:
     cls=Command,
     examples=(
         ("What is dead, and why", "pinq jobs ls --state dead"),
+        ("How much is dead of what", "pinq jobs ls --state dead --group-by error"),
+        (
+            "What came from one place and waits for its time",
+            "pinq jobs ls --uri '*/crawl/*' --scheduled",
+        ),
         ("Everything, as JSON lines", "pinq jobs ls --json"),
     ),
 )
-@click.option("--state", type=click.Choice(_STATES), help="Only jobs in this state.")
-@pipeline_option
+@selecting
+@click.option(
+    "--group-by",
+    type=click.Choice(_GROUPS),
+    help="Count them by state, pipeline, priority or last failure instead.",
+)
 @click.option(
     "--limit",
     type=click.IntRange(min=1),
     metavar="N",
     help="At most so many. [default: 50; with --json all]",
 )
+@click.option("--after", metavar="C", default="", help="Go on where an earlier list ended.")
 @json_option
 @pass_settings
 def ls(
     settings: "Settings",
-    state: str | None,
-    pipeline: str | None,
+    /,
+    group_by: str | None,
     limit: int | None,
+    after: str,
     as_json: bool,
+    **options: Any,
 ) -> None:
-    """List jobs in order of arrival."""
-    from pinq.queue.model import State
-
+    """List jobs in order of arrival; all, or those that match all options given."""
+    wanted = chosen(**options)
     with ExitStack() as stack:
         queue = _open(settings, stack)
-        if pipeline is not None:
-            _named(settings, queue, pipeline)
-        jobs: Iterator[Job] = iter(())
-        if queue is not None:
-            jobs = queue.scan(queue=pipeline, state=State(state) if state else None)
+        _check(settings, queue, wanted)
+        if queue is None:
+            if not as_json:
+                note("no jobs")
+        elif group_by is not None:
+            _show_groups(queue, wanted, group_by, as_json)
+        else:
+            _show_jobs(queue, wanted, limit, after, as_json)
+
+
+def _show_groups(queue: "Queue", wanted: "Filter", group_by: str, as_json: bool) -> None:
+    groups = queue.group("queue" if group_by == "pipeline" else group_by, wanted)
+    if as_json:
+        for name, count in groups.items():
+            emit({group_by: name, "jobs": count})
+    else:
+        table((group_by, "jobs"), ((name, f"{count:,}") for name, count in groups.items()))
+
+
+def _show_jobs(
+    queue: "Queue", wanted: "Filter", limit: int | None, after: str, as_json: bool
+) -> None:
+    left = limit or (None if as_json else _LINES_SHOWN)
+    shown: list[Job] = []
+    next_page: str | None = after
+    while next_page is not None and left != 0:
+        page = queue.page(wanted, after=next_page, limit=min(left or _PAGE, _PAGE))
+        next_page, left = page.continuation, left and left - len(page.jobs)
         if as_json:
-            for job in islice(jobs, limit):
+            for job in page.jobs:
                 emit(job_record(job))
-            return
-        shown = list(islice(jobs, limit or _LINES_SHOWN))
-        if not shown:
-            note("no jobs")
-            return
+        else:
+            shown += page.jobs
+    if not as_json and not shown:
+        note("no jobs")
+        return
+    if not as_json:
         table(
             ("signature", "pipeline", "state", "attempts", "image", "last error"),
             (
@@ -85,8 +119,8 @@ def ls(
                 for job in shown
             ),
         )
-        if next(jobs, None) is not None:
-            note(f"… and more; --limit N or --json shows them (these are {len(shown):,})")
+    if next_page is not None and queue.page(wanted, after=next_page, limit=1).jobs:
+        note(f"… and more: --after {next_page}")
 
 
 @command.command(
@@ -98,19 +132,18 @@ def ls(
     ),
 )
 @click.argument("signature")
-@pipeline_option
+@click.option("--pipeline", metavar="P", help="Only this pipeline. [default: all]")
 @json_option
 @pass_settings
 def show(settings: "Settings", signature: str, pipeline: str | None, as_json: bool) -> int:
     """Show the jobs of a signature, with their errors."""
+    from pinq.queue.model import Filter
+
     with ExitStack() as stack:
         queue = _open(settings, stack)
-        jobs = [
-            job
-            for name in _names(settings, queue, pipeline)
-            if queue is not None
-            for job in queue.lookup(name, [signature]).values()
-        ]
+        wanted = Filter(pipeline, [signature])
+        _check(settings, queue, wanted)
+        jobs = list(queue.scan(wanted)) if queue is not None else []
     if not jobs:
         note(f"{brief(signature)}: no such job")
         return 1
@@ -136,56 +169,147 @@ def show(settings: "Settings", signature: str, pipeline: str | None, as_json: bo
     return 0
 
 
+dry_run_option = click.option("--dry-run", is_flag=True, help="Only say how many.")
+
+
 @command.command(
     "requeue",
     cls=Command,
     examples=(
         ("One", "pinq jobs requeue pin-417"),
         ("All that is dead in a pipeline", "pinq jobs requeue --all-dead --pipeline pins"),
+        (
+            "What a broken peer made fail, ten a second",
+            "pinq jobs requeue --error fetch_transient --rate 10",
+        ),
     ),
 )
-@click.argument("signatures", nargs=-1, metavar="[SIGNATURE...]")
+@selecting
 @click.option("--all-dead", is_flag=True, help="All dead jobs.")
-@pipeline_option
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="N",
+    help="Let N fall due a second. [default: all now]",
+)
+@dry_run_option
 @json_option
 @pass_settings
 def requeue(
     settings: "Settings",
-    signatures: tuple[str, ...],
+    /,
     all_dead: bool,
-    pipeline: str | None,
+    rate: float | None,
+    dry_run: bool,
     as_json: bool,
+    **options: Any,
 ) -> int:
     """Make dead jobs pending again, with all their attempts.
 
     Exit code 1 if one of the signatures has no dead job.
     """
-    if all_dead == bool(signatures):
-        raise click.UsageError("name signatures, or give --all-dead")
-    requeued = 0
-    wanted = list(dict.fromkeys(signatures))
-    dead: set[str] = set()
+    from pinq.queue.model import State
+
+    def change(queue: "Queue", wanted: "Filter") -> int:
+        return queue.requeue(wanted, rate=rate, dry_run=dry_run)
+
+    wanted = _named(options, all_dead, "--all-dead").within((State.DEAD,))
+    return _change(settings, wanted, change, "requeued", "no dead job", dry_run, as_json)
+
+
+@command.command(
+    "cancel",
+    cls=Command,
+    examples=(
+        ("One", "pinq jobs cancel pin-417"),
+        ("What waits for its time", "pinq jobs cancel --scheduled --pipeline crawled"),
+    ),
+)
+@selecting
+@click.option("--all", "all_jobs", is_flag=True, help="All pending and leased jobs.")
+@dry_run_option
+@json_option
+@pass_settings
+def cancel(
+    settings: "Settings", /, all_jobs: bool, dry_run: bool, as_json: bool, **options: Any
+) -> int:
+    """Make pending and leased jobs dead; "pinq jobs requeue" brings them back.
+
+    What a worker has in hand, it computes to the end; its answer is refused. Exit
+    code 1 if one of the signatures has no such job.
+    """
+    from pinq.queue.model import State
+
+    def change(queue: "Queue", wanted: "Filter") -> int:
+        return queue.cancel(wanted, dry_run=dry_run)
+
+    wanted = _named(options, all_jobs, "--all").within((State.PENDING, State.LEASED))
+    return _change(settings, wanted, change, "cancelled", "no live job", dry_run, as_json)
+
+
+@command.command(
+    "delete",
+    cls=Command,
+    examples=(
+        ("One, to enqueue it anew", "pinq jobs delete pin-417"),
+        ("What is dead for good", "pinq jobs delete --state dead --error fetch_gone"),
+    ),
+)
+@selecting
+@click.option("--all", "all_jobs", is_flag=True, help="All jobs, in whatever state.")
+@dry_run_option
+@json_option
+@pass_settings
+def delete(
+    settings: "Settings", /, all_jobs: bool, dry_run: bool, as_json: bool, **options: Any
+) -> int:
+    """Forget jobs. Stored signals and events stay.
+
+    Exit code 1 if one of the signatures has no such job.
+    """
+
+    def change(queue: "Queue", wanted: "Filter") -> int:
+        return queue.delete(wanted, dry_run=dry_run)
+
+    wanted = _named(options, all_jobs, "--all")
+    return _change(settings, wanted, change, "deleted", "no such job", dry_run, as_json)
+
+
+def _named(options: dict[str, Any], everything: bool, flag: str) -> "Filter":
+    """The filter; refuse none at all unless everything is meant, and both together."""
+    from pinq.queue.model import EVERYTHING, Filter
+
+    wanted = chosen(**options)
+    if everything == (wanted not in (EVERYTHING, Filter(wanted.queue))):
+        raise click.UsageError(f"name signatures or options that choose jobs, or give {flag}")
+    return wanted
+
+
+def _change(
+    settings: "Settings",
+    wanted: "Filter",
+    change: "Callable[[Queue, Filter], int]",
+    done: str,
+    missing: str,
+    dry_run: bool,
+    as_json: bool,
+) -> int:
+    changed, found = 0, set[str]()
     with ExitStack() as stack:
         queue = _open(settings, stack)
-        for name in _names(settings, queue, pipeline):
-            if queue is None:
-                break
-            if wanted:
-                dead |= _dead(queue, name, wanted)
-            requeued += queue.requeue(name, keys=wanted or None)
-    for signature in wanted:
-        if signature not in dead:
-            note(f"{brief(signature)}: no dead job")
+        _check(settings, queue, wanted)
+        if queue is not None:
+            if wanted.keys is not None:
+                found = {job.key for job in queue.scan(wanted)}
+            changed = change(queue, wanted)
+    lacking = [key for key in wanted.keys or () if key not in found]
+    for key in lacking:
+        note(f"{brief(key)}: {missing}")
     if as_json:
-        emit({"requeued": requeued})
+        emit({done: changed, **({"dry_run": True} if dry_run else {})})
     else:
-        click.echo(f"{requeued:,} requeued")
-    return 1 if len(dead) < len(wanted) else 0
-
-
-def _dead(queue: "Queue", pipeline: str, signatures: Sequence[str]) -> set[str]:
-    found = queue.lookup(pipeline, signatures)
-    return {key for key, job in found.items() if str(job.state) == "dead"}
+        click.echo(f"{changed:,} {'would be ' if dry_run else ''}{done}")
+    return 1 if lacking else 0
 
 
 def _open(settings: "Settings", stack: ExitStack) -> "Queue | None":
@@ -199,14 +323,7 @@ def _open(settings: "Settings", stack: ExitStack) -> "Queue | None":
     return queue
 
 
-def _names(settings: "Settings", queue: "Queue | None", pipeline: str | None) -> list[str]:
-    if pipeline is not None:
-        _named(settings, queue, pipeline)
-        return [pipeline]
-    return queue.queues() if queue is not None else []
-
-
-def _named(settings: "Settings", queue: "Queue | None", pipeline: str) -> None:
+def _check(settings: "Settings", queue: "Queue | None", wanted: "Filter") -> None:
     """Refuse a pipeline that neither the settings nor the database know."""
-    if queue is None or pipeline not in queue.queues():
-        settings.pipeline(pipeline)
+    if wanted.queue is not None and (queue is None or wanted.queue not in queue.queues()):
+        settings.pipeline(wanted.queue)

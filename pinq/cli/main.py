@@ -25,7 +25,7 @@ COMMANDS = {
     "worker": "Work on the queues until stopped.",
     "relay": "Publish events to the sinks until stopped.",
     "get": "Show the stored signals of an image.",
-    "jobs": "List, show and requeue jobs.",
+    "jobs": "List, show, requeue, cancel and delete jobs.",
     "queues": "Show, pause, limit and delete queues.",
     "db": "Create and upgrade the queue's database.",
     "completion": "Print the script that completes commands in a shell.",

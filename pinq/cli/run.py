@@ -135,11 +135,11 @@ def _one_succeeded(settings: "Settings", pipeline: str) -> str | None:
     """A signature to show how one is looked up."""
     from contextlib import closing
 
-    from pinq.queue.model import State
+    from pinq.queue.model import Filter, State
     from pinq.queue.urls import open_queue
 
     with closing(open_queue(settings.queue)) as queue:
-        for job in queue.scan(queue=pipeline, state=State.SUCCEEDED, batch=1):
+        for job in queue.page(Filter(pipeline, states=(State.SUCCEEDED,)), limit=1).jobs:
             return job.key
     return None
 

@@ -17,14 +17,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from pinq.queue.model import (
+    EVERYTHING,
     Controls,
     Counts,
     Enqueued,
+    Filter,
     Finished,
     Job,
     Lease,
     NewJob,
-    State,
+    Page,
     StoredEvent,
     Verdict,
 )
@@ -126,12 +128,29 @@ class Queue(Protocol):
     def lookup(self, queue: str, keys: Sequence[str]) -> dict[str, Job]:
         """The jobs of those keys, with their errors; absent keys are left out."""
 
-    def scan(
-        self, *, queue: str | None = None, state: State | None = None, batch: int = 1000
-    ) -> Iterator[Job]:
-        """All such jobs with their errors, in order of arrival, read in batches.
+    def page(self, wanted: Filter = EVERYTHING, *, after: str = "", limit: int = 1000) -> Page:
+        """The next jobs that ``wanted`` means, with their errors, in order of arrival.
+
+        ``after`` is an earlier page's continuation. A job that stays as it is, is on one
+        page, whatever happens to others between the pages.
+
+        Raises:
+            InvalidInput: ``after`` is not a continuation.
+        """
+
+    def scan(self, wanted: Filter = EVERYTHING, *, batch: int = 1000) -> Iterator[Job]:
+        """All such jobs, read by the page.
 
         Not a snapshot: a job that changes meanwhile is seen before or after.
+        """
+
+    def group(self, by: str, wanted: Filter = EVERYTHING) -> dict[str, int]:
+        """How many such jobs there are by ``state``, ``queue``, ``priority`` or ``error``.
+
+        ``error`` is the class of the last failure; ``none`` where there was none. Most first.
+
+        Raises:
+            InvalidInput: ``by`` is something else.
         """
 
     def count(self, queue: str) -> Counts:
@@ -143,10 +162,26 @@ class Queue(Protocol):
         ``scheduled=False`` leaves out jobs that have not been tried and are not due.
         """
 
-    def requeue(self, queue: str, *, keys: Sequence[str] | None = None) -> int:
-        """Make dead jobs pending again, with all their attempts; all of them, or those of ``keys``.
+    def requeue(self, wanted: Filter, *, rate: float | None = None, dry_run: bool = False) -> int:
+        """Make the dead ones of these jobs pending again, with all their attempts.
 
-        Works in bounded transactions. Returns how many.
+        With ``rate``, so many fall due a second, beginning now. Returns how many;
+        ``dry_run`` only counts. In bounded transactions: after a crash call it again.
+
+        Raises:
+            InvalidInput: the rate is not above zero.
+        """
+
+    def cancel(self, wanted: Filter, *, dry_run: bool = False) -> int:
+        """Make the pending and leased ones of these jobs dead, as ``cancelled``, with their events.
+
+        Whoever holds one is refused when it answers. Returns and is bounded as ``requeue``.
+        """
+
+    def delete(self, wanted: Filter, *, dry_run: bool = False) -> int:
+        """Delete these jobs, and all that is known of them; no events.
+
+        Whoever holds one is refused when it answers. Returns and is bounded as ``requeue``.
         """
 
     def next_due_ms(self, queue: str) -> int | None:

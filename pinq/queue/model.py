@@ -4,8 +4,8 @@ Frozen dataclasses; named tuples where a batch makes hundreds of them, since a
 frozen dataclass takes five times as long to make.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -180,6 +180,40 @@ class Job:
     enqueued_at_ms: int
     finished_at_ms: int | None
     errors: tuple[JobError, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some jobs, and where the next begin; ``continuation`` is ``None`` after the last."""
+
+    jobs: Sequence[Job]
+    continuation: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which jobs are meant: those that match all that is given.
+
+    ``error_class`` is that of the last failure. ``uri`` is a pattern: ``*`` stands for
+    anything, ``?`` for one character. ``scheduled`` chooses the pending jobs that are not yet
+    due, or leaves them out.
+    """
+
+    queue: str | None = None
+    keys: Sequence[str] | None = None
+    states: Collection[State] | None = None
+    priorities: Collection[int] | None = None
+    error_class: str | None = None
+    uri: str | None = None
+    scheduled: bool | None = None
+
+    def within(self, states: Collection[State]) -> "Filter":
+        """The same, of jobs in one of ``states``."""
+        chosen = states if self.states is None else [s for s in states if s in self.states]
+        return replace(self, states=tuple(chosen))
+
+
+EVERYTHING = Filter()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,24 +11,20 @@ takes back a job clears its ``lease_id``, so a stale token matches no row.
 """
 
 import json
-import math
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Row, delete, insert, select, update
 
-from pinq.errors import InvalidInput, QueueDraining
-from pinq.queue import attempts, controls, events, roles, statements, views
+from pinq.errors import QueueDraining
+from pinq.queue import attempts, controls, events, roles, statements
 from pinq.queue.doorbell import Doorbell
 from pinq.queue.model import (
-    Controls,
-    Counts,
     Dead,
     Enqueued,
     Finished,
-    Job,
     Lease,
     LeasedJob,
     NewJob,
@@ -39,6 +35,7 @@ from pinq.queue.model import (
     Succeeded,
     Verdict,
 )
+from pinq.queue.operating import OperatedQueue
 from pinq.queue.sqlite import SqliteDatabase
 from pinq.queue.tables import (
     DEAD,
@@ -50,23 +47,19 @@ from pinq.queue.tables import (
     queues,
 )
 
-_REQUEUE_BATCH = 1000
-
 
 def machine_clock() -> int:
     """This machine's time, in milliseconds since 1970."""
     return time.time_ns() // 1_000_000
 
 
-class SqlQueue:
+class SqlQueue(OperatedQueue):
     """:class:`pinq.queue.contract.Queue` on SQLite."""
 
     def __init__(
         self, database: SqliteDatabase, *, clock: Callable[[], int] = machine_clock
     ) -> None:
-        self._database = database
-        self._clock = clock
-        self._doorbell = Doorbell(database.path)
+        super().__init__(database, Doorbell(database.path), clock)
         self._idle: set[str] = set()
 
     # --- queues ---------------------------------------------------------------
@@ -94,36 +87,6 @@ class SqlQueue:
     def queues(self) -> list[str]:
         with self._database.read() as connection:
             return list(connection.execute(select(queues.c.name).order_by(queues.c.name)).scalars())
-
-    def controls(self, queue: str) -> Controls:
-        with self._database.read() as connection:
-            found = controls.find(connection, queue)
-            return found.controls if found else Controls()
-
-    def control(self, queue: str, told: Controls) -> None:
-        for limit in (told.rate, told.in_flight):
-            if limit is not None and not 0 < limit < math.inf:
-                raise InvalidInput(f"a limit of {limit} is not above zero; pause the queue instead")
-        with self._database.write() as connection:
-            found = controls.find(connection, queue)
-            if found is None:
-                raise InvalidInput(f"there is no queue {queue!r}")
-            controls.change(connection, found, told, self._clock())
-        self._doorbell.ring()
-
-    def drop(self, queue: str, *, force: bool = False) -> int:
-        with self._database.write() as connection:
-            found = controls.find(connection, queue)
-            if found is None:
-                return 0
-            controls.close(connection, found, force=force)
-        total = 0
-        while True:
-            with self._database.write() as connection:
-                deleted = controls.delete_some(connection, found)
-            if not deleted:
-                return total
-            total += deleted
 
     # --- enqueue --------------------------------------------------------------
 
@@ -385,27 +348,7 @@ class SqlQueue:
         else:
             connection.exec_driver_sql("DELETE FROM leases WHERE id = ?", (lease_id,))
 
-    # --- views ----------------------------------------------------------------
-
-    def lookup(self, queue: str, keys: Sequence[str]) -> dict[str, Job]:
-        with self._database.read() as connection:
-            return {job.key: job for job in views.by_key(connection, queue, keys)}
-
-    def scan(
-        self, *, queue: str | None = None, state: State | None = None, batch: int = 1000
-    ) -> Iterator[Job]:
-        last = 0
-        while True:
-            with self._database.read() as connection:
-                page = views.page(connection, queue=queue, state=state, after=last, limit=batch)
-            yield from page
-            if len(page) < batch:
-                return
-            last = page[-1].id
-
-    def count(self, queue: str) -> Counts:
-        with self._database.read() as connection:
-            return views.counts(connection, queue, self._clock())
+    # --- what is left ---------------------------------------------------------
 
     def unfinished(self, names: Iterable[str], *, scheduled: bool = True) -> bool:
         statement = statements.UNFINISHED if scheduled else statements.UNFINISHED_NOW
@@ -420,40 +363,6 @@ class SqlQueue:
                 if connection.exec_driver_sql(statement, asked).scalar():
                     return True
         return False
-
-    def requeue(self, queue: str, *, keys: Sequence[str] | None = None) -> int:
-        total = 0
-        wanted = None if keys is None else list(keys)
-        while True:
-            with self._database.write() as connection:
-                found = controls.find(connection, queue)
-                if found is None:
-                    return total
-                chosen = (
-                    select(jobs.c.id)
-                    .where(jobs.c.queue_id == found.id, jobs.c.state == DEAD)
-                    .order_by(jobs.c.id)
-                    .limit(_REQUEUE_BATCH)
-                )
-                if wanted is not None:
-                    chosen = chosen.where(jobs.c.key.in_(wanted[:_REQUEUE_BATCH]))
-                    wanted = wanted[_REQUEUE_BATCH:]
-                changed = connection.execute(
-                    update(jobs)
-                    .where(jobs.c.id.in_(chosen))
-                    .values(
-                        state=PENDING,
-                        attempts=0,
-                        suspect=0,
-                        run_at_ms=self._clock(),
-                        finished_at_ms=None,
-                    )
-                ).rowcount
-            total += changed
-            if (changed < _REQUEUE_BATCH) if wanted is None else not wanted:
-                break
-        self._doorbell.ring()
-        return total
 
     # --- time -----------------------------------------------------------------
 

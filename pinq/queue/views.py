@@ -1,18 +1,18 @@
 """What an onlooker reads of the jobs: queries that change nothing."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Row, Select, func, select
 
-from pinq.queue.model import Counts, Job, JobError, State
+from pinq.queue import selection
+from pinq.queue.model import Counts, Filter, Job, JobError
+from pinq.queue.selection import each
 from pinq.queue.tables import (
     DEAD,
     LEASED,
     PENDING,
     STATE,
-    STATE_NUMBER,
     SUCCEEDED,
     job_errors,
     jobs,
@@ -22,20 +22,16 @@ from pinq.queue.tables import (
 
 def by_key(connection: Connection, queue: str, keys: Sequence[str]) -> list[Job]:
     """The jobs of ``keys`` in one queue, with their errors."""
-    wanted = _each(list(keys))
+    wanted = each(keys)
     named = _jobs().where(queues.c.name == queue, jobs.c.key.in_(wanted))
     return _with_errors(connection, connection.execute(named).all())
 
 
 def page(
-    connection: Connection, *, queue: str | None, state: State | None, after: int, limit: int
+    connection: Connection, wanted: Filter, now_ms: int, *, after: int, limit: int
 ) -> list[Job]:
-    """The next ``limit`` jobs in order of arrival, with their errors."""
-    chosen = _jobs().where(jobs.c.id > after).order_by(jobs.c.id).limit(limit)
-    if queue is not None:
-        chosen = chosen.where(queues.c.name == queue)
-    if state is not None:
-        chosen = chosen.where(jobs.c.state == STATE_NUMBER[state])
+    """The next ``limit`` such jobs in order of arrival, with their errors."""
+    chosen = selection.some(wanted, now_ms, after=after, limit=limit)
     return _with_errors(connection, connection.execute(chosen).all())
 
 
@@ -76,16 +72,11 @@ def _jobs() -> Select[Any]:
     return select(jobs, queues.c.name).join(queues)
 
 
-def _each(values: list[Any]) -> Select[Any]:
-    """A list as a subquery: one parameter however long it is."""
-    return select(func.json_each(json.dumps(values)).table_valued("value").c.value)
-
-
 def _with_errors(connection: Connection, rows: Sequence[Row[Any]]) -> list[Job]:
     errors: dict[int, list[JobError]] = {}
     for error in connection.execute(
         select(job_errors)
-        .where(job_errors.c.job_id.in_(_each([row.id for row in rows])))
+        .where(job_errors.c.job_id.in_(each([row.id for row in rows])))
         .order_by(job_errors.c.id)
     ).mappings():
         errors.setdefault(error["job_id"], []).append(

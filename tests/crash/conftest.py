@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from pinq.config import load
-from pinq.queue.model import State
+from pinq.queue.model import Filter, State
 from pinq.queue.urls import open_queue
 from pinq.store.urls import open_store
 
@@ -101,7 +101,7 @@ class Home:
     def nothing_is_leased(self) -> None:
         queue = open_queue(load(self.config).queue)
         counts = queue.count("default")
-        attempts = {job.attempts for job in queue.scan(state=State.PENDING)}
+        attempts = {job.attempts for job in queue.scan(Filter(states=[State.PENDING]))}
         queue.close()
         assert counts.leased == 0
         assert attempts <= {0}

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pinq.config import load
-from pinq.queue.model import State
+from pinq.queue.model import Filter, State
 from pinq.queue.urls import open_queue
 
 from ..conftest import MakeDisk, remount
@@ -215,7 +215,7 @@ def test_images_that_vanish_are_dead_at_once_and_cost_the_others_nothing(
     assert code == 0, said
     queue = open_queue(load(home.config).queue)
     counts = queue.count("default")
-    attempts = {job.attempts for job in queue.scan(state=State.DEAD)}
+    attempts = {job.attempts for job in queue.scan(Filter(states=[State.DEAD]))}
     queue.close()
     assert (counts.succeeded, counts.dead) == (34, 6)
     assert counts.dead_by_class == {"fetch_gone": 5, "signature_mismatch": 1}

@@ -10,7 +10,7 @@ import pytest
 from pinq.broker import Batch, QueueBroker
 from pinq.errors import FailureClass, PinqError, QueueError, StorageFull, StoreError
 from pinq.queue.contract import Queue
-from pinq.queue.model import Failure, Finished, Lease, NewJob, State
+from pinq.queue.model import Failure, Filter, Finished, Lease, NewJob, State
 from pinq.queue.urls import open_queue
 
 Q = "pins"
@@ -203,7 +203,7 @@ def test_a_stop_finishes_the_batch_in_hand_and_releases_the_rest(
     counts = queue.count(Q)
     assert counts.leased == 0
     assert counts.succeeded + counts.pending == 40 and counts.succeeded <= 8
-    assert all(job.attempts == 0 for job in queue.scan(state=State.PENDING))
+    assert all(job.attempts == 0 for job in queue.scan(Filter(states=[State.PENDING])))
 
 
 def test_a_stopping_consumer_does_not_spin(queue: Queue) -> None:
