@@ -120,7 +120,7 @@ def _show_jobs(
             ),
         )
     if next_page is not None and queue.page(wanted, after=next_page, limit=1).jobs:
-        note(f"… and more: --after {next_page}")
+        note(f"… and more; --limit N shows more, --after {next_page} goes on from here")
 
 
 @command.command(

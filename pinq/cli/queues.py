@@ -65,7 +65,7 @@ def ls(settings: "Settings", as_json: bool) -> None:
             "succeeded",
             "dead",
             "dead by class",
-            "told",
+            "controls",
         ),
         (
             (

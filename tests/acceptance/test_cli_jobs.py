@@ -46,7 +46,7 @@ def test_jobs_are_listed_by_what_they_are(filled: Pinq, words: list[str], expect
 def test_a_list_goes_on_where_the_last_one_ended(filled: Pinq) -> None:
     ended = filled("jobs", "ls", "--limit", "3", "--json")
     assert [job["signature"] for job in ended.records] == ["a1", "a2", "b1"]
-    after = ended.err.rpartition("--after ")[2].strip()
+    after = ended.err.rpartition("--after ")[2].split()[0]
     assert listed(filled, "--after", after) == ["c1", "u1"]
     assert filled("jobs", "ls", "--limit", "5", "--json").err == ""
 

@@ -124,6 +124,8 @@ def test_an_interrupted_run_ends_cleanly_and_goes_on_where_it_was(
             data = photo.read_bytes() + b"%d" % copy
             (tmp_path / "photos" / f"{photo.stem}-{copy}{photo.suffix}").write_bytes(data)
     found = len(photos) + 200
+    # Small batches: what is in hand when the signal comes is finished, and must not be all.
+    (tmp_path / "pinq.toml").write_text("[worker]\nbatch_size = 8\n")
     with subprocess.Popen(
         [program, "run", "photos", "--json"],
         cwd=tmp_path,

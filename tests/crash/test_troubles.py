@@ -14,6 +14,7 @@ import pytest
 
 from pinq.config import load
 from pinq.queue.model import Filter, State
+from pinq.queue.tables import REVISION
 from pinq.queue.urls import open_queue
 
 from ..conftest import MakeDisk, remount
@@ -134,7 +135,7 @@ def test_a_home_of_a_newer_version_is_refused_and_left_alone(
     for command in (("run", str(home.images)), ("jobs", "ls"), ("db", "upgrade")):
         code, said = home.pinq(*command)
         assert code == FAILED and "newer pinq" in said, said
-    database.execute("UPDATE alembic_version SET version_num = '0001'")
+    database.execute(f"UPDATE alembic_version SET version_num = '{REVISION}'")
     database.commit()
     database.close()
     home.look(deaths=0, jobs=20)
