@@ -1,4 +1,7 @@
-"""What every kind of test uses: a clock that moves only when told, photographs, small disks."""
+"""What every kind of test uses.
+
+A clock that moves only when told, photographs, small disks, database servers.
+"""
 
 import os
 import subprocess
@@ -6,6 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.servers import Kind, MariadbServer, PostgresServer, RedisServer, missing
 
 PHOTOS = Path(__file__).parent / "data" / "photos"
 
@@ -63,3 +68,34 @@ def make_disk(tmp_path: Path) -> Iterator[MakeDisk]:
 def remount(disk: Path, option: str) -> None:
     """Change a mounted disk: ``ro``, ``rw``, ``size=8m``."""
     subprocess.run(["mount", "-o", f"remount,{option}", str(disk)], check=True)
+
+
+def need(kind: Kind) -> None:
+    """Skip what asks, where no such server can be started; fail it where all must run."""
+    if (reason := missing(kind)) is not None:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+
+
+# One of each for all tests, each of which takes a `fresh_database`. Not synced, which no test
+# can notice: killed and started again they still have what was committed.
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    need("postgres")
+    with PostgresServer(tmp_path_factory.mktemp("postgres"), durable=False) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mariadb_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MariadbServer]:
+    need("mariadb")
+    with MariadbServer(tmp_path_factory.mktemp("mariadb"), durable=False) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    need("redis")
+    with RedisServer(tmp_path_factory.mktemp("redis"), appendfsync="everysec") as server:
+        yield server
