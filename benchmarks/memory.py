@@ -66,7 +66,7 @@ def _watch(home: Path, folder: Path, every_seconds: float) -> tuple[list[tuple[i
 
 def _finished(home: Path) -> int:
     with closing(sqlite3.connect(f"file:{home / 'queue.db'}?mode=ro", uri=True)) as database:
-        (count,) = database.execute("SELECT count(*) FROM jobs WHERE state = 2").fetchone()
+        (count,) = database.execute("SELECT count(*) FROM pinq_jobs WHERE state = 2").fetchone()
     return int(count)
 
 

@@ -11,7 +11,6 @@ A key that is unknown or ill-typed raises :class:`~pinq.errors.ConfigError`
 naming the file, the key and the nearest valid one.
 """
 
-import difflib
 import math
 import os
 import re
@@ -26,6 +25,7 @@ from typing import Any
 from urllib.parse import quote
 
 from pinq.errors import ConfigError
+from pinq.nearest import nearest
 
 BUILTIN_SIGNALS = ("color", "pdq", "quality")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
@@ -90,6 +90,33 @@ class SignalSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class RetentionSettings:
+    """How long after their end jobs are kept, by state; ``inf`` is for ever."""
+
+    succeeded_hours: float = 24.0
+    dead_hours: float = 168.0
+
+
+@dataclass(frozen=True, slots=True)
+class PeriodicSettings:
+    """A job that is enqueued whenever ``cron`` falls due in ``timezone``.
+
+    Either an image's, ``uri`` (which may hold ``{tick}``) in ``pipeline``; or a message to a
+    dramatiq ``actor`` on ``queue``.
+    """
+
+    cron: str
+    timezone: str = "UTC"
+    uri: str | None = None
+    pipeline: str = "default"
+    actor: str | None = None
+    queue: str = "default"
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    priority: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything pinq is told. ``source`` is the file read, if any."""
 
@@ -99,10 +126,12 @@ class Settings:
     events: tuple[str, ...]
     worker: WorkerSettings = WorkerSettings()
     media: MediaSettings = MediaSettings()
+    retention: RetentionSettings = RetentionSettings()
     pipelines: Mapping[str, PipelineSettings] = field(
         default_factory=lambda: MappingProxyType({"default": PipelineSettings()})
     )
     signals: Mapping[str, SignalSettings] = field(default_factory=lambda: MappingProxyType({}))
+    periodic: Mapping[str, PeriodicSettings] = field(default_factory=lambda: MappingProxyType({}))
     source: Path | None = None
 
     def pipeline(self, name: str) -> PipelineSettings:
@@ -115,7 +144,7 @@ class Settings:
             return self.pipelines[name]
         except KeyError:
             known = ", ".join(sorted(self.pipelines))
-            hint = _nearest(name, self.pipelines)
+            hint = nearest(name, self.pipelines)
             raise ConfigError(
                 f"no pipeline is called {name!r}{hint}; the settings have: {known}"
             ) from None
@@ -164,11 +193,17 @@ def load(config: str | Path | None = None, home: str | Path | None = None) -> Se
         ),
         worker=_build(WorkerSettings, table.get("worker", {}), where, "worker"),
         media=_build(MediaSettings, table.get("media", {}), where, "media"),
+        retention=_build(RetentionSettings, table.get("retention", {}), where, "retention"),
         source=source,
     )
     if "pipelines" in table:
         pipelines = {
-            name: replace(pipeline, media=_template(pipeline.media, base, where, name))
+            name: replace(
+                pipeline,
+                media=_template(
+                    pipeline.media, "{signature}", base, where, f"pipelines.{name}.media"
+                ),
+            )
             for name, pipeline in _build_each(
                 PipelineSettings, table["pipelines"], where, "pipelines"
             ).items()
@@ -178,6 +213,17 @@ def load(config: str | Path | None = None, home: str | Path | None = None) -> Se
         settings = replace(
             settings, signals=_build_each(SignalSettings, table["signals"], where, "signals")
         )
+    if "periodic" in table:
+        periodic = {
+            name: replace(
+                entry,
+                uri=_template(entry.uri, "{tick}", base, where, f"periodic.{name}.uri"),
+            )
+            for name, entry in _build_each(
+                PeriodicSettings, table["periodic"], where, "periodic"
+            ).items()
+        }
+        settings = replace(settings, periodic=MappingProxyType(periodic))
     _check_home(home_path)
     _check(settings, where)
     return settings
@@ -219,7 +265,7 @@ def _located(value: Any, base: Path, where: str, key: str) -> str:
     """A URL with its file path made absolute, relative to ``base``."""
     url: str = _typed(value, str, where, key)
     scheme, mark, rest = url.partition(":///")
-    if not mark:
+    if not mark or scheme not in _PATHS:
         if "://" not in url and not url.startswith("log:"):
             example = _EXAMPLES[key.partition("[")[0]]
             raise ConfigError(f"{where}: {key} = {url!r} is not a URL; for example {example}")
@@ -235,6 +281,9 @@ def _located(value: Any, base: Path, where: str, key: str) -> str:
     return f"{scheme}:///{path if path.is_absolute() else (base / path).absolute()}"
 
 
+# What is named by a path; after the slashes of others comes the name of a database.
+_PATHS = ("sqlite", "rocksdb", "file")
+
 _EXAMPLES = {
     "queue": '"sqlite:///.pinq/queue.db"',
     "store": '"rocksdb:///.pinq/signals"',
@@ -242,20 +291,19 @@ _EXAMPLES = {
 }
 
 
-def _template(media: str | None, base: Path, where: str, pipeline: str) -> str | None:
-    """A pipeline's ``media`` as a URI."""
-    if media is None:
+def _template(text: str | None, word: str, base: Path, where: str, key: str) -> str | None:
+    """A URI or path as a URI; it may hold ``word``, and a pipeline's ``media`` must."""
+    if text is None:
         return None
-    key = f"pipelines.{pipeline}.media"
-    others = media.replace("{signature}", "")
-    if "{signature}" not in media or "{" in others or "}" in others:
+    others = text.replace(word, "")
+    if (word not in text and word != "{tick}") or "{" in others or "}" in others:
         raise ConfigError(
-            f"{where}: {key} = {media!r} should hold {{signature}} and no other braces; "
-            'for example "s3://originals/{signature}.jpg"'
+            f"{where}: {key} = {text!r} should hold {word} and no other braces; "
+            f'for example "s3://originals/{word}.jpg"'
         )
-    if "://" in media:
-        return media
-    path = (base / _expanded(media, f"{where}: {key}")).absolute()
+    if "://" in text:
+        return text
+    path = (base / _expanded(text, f"{where}: {key}")).absolute()
     return "file://" + quote(os.fsencode(path), safe="/{}")
 
 
@@ -279,7 +327,8 @@ def _build(cls: type[Any], table: Any, where: str, key: str) -> Any:
     table = _typed(table, dict, where, key)
     hints = typing.get_type_hints(cls)
     _refuse_unknown(table, set(hints), where, f"{key}.")
-    missing = [f.name for f in fields(cls) if f.default is MISSING and f.name not in table]
+    required = [f.name for f in fields(cls) if f.default is f.default_factory is MISSING]
+    missing = [name for name in required if name not in table]
     if missing:
         raise ConfigError(f"{where}: {key}.{missing[0]} is missing")
     return cls(
@@ -294,14 +343,18 @@ def _typed(value: Any, kind: Any, where: str, key: str) -> Any:
     """``value`` as ``kind``, or a ConfigError that says what was expected."""
     if isinstance(kind, types.UnionType):
         kind = next(arg for arg in typing.get_args(kind) if arg is not types.NoneType)
+    if kind is Any:
+        return value
     if typing.get_origin(kind) is tuple:
-        items = _typed(value, list, where, key)
-        return tuple(_typed(v, str, where, f"{key}[{i}]") for i, v in enumerate(items))
+        items, (of, _) = _typed(value, list, where, key), typing.get_args(kind)
+        return tuple(_typed(v, of, where, f"{key}[{i}]") for i, v in enumerate(items))
+    if typing.get_origin(kind) is Mapping:
+        return MappingProxyType(_typed(value, dict, where, key))
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(min(value, 1 << 63))
     if isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool):
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{where}: {key} = {value!r} should be a finite number")
+        if isinstance(value, float) and math.isnan(value):
+            raise ConfigError(f"{where}: {key} = nan is no number")
         if isinstance(value, str) and "\0" in value:
             raise ConfigError(f"{where}: {key} = {value!r} holds a NUL character")
         return value
@@ -322,8 +375,10 @@ _TABLES = {
     "": {f.name for f in fields(Settings)} - {"source"},
     "worker": {f.name for f in fields(WorkerSettings)},
     "media": {f.name for f in fields(MediaSettings)},
+    "retention": {f.name for f in fields(RetentionSettings)},
     "pipelines.NAME": {f.name for f in fields(PipelineSettings)},
     "signals.NAME": {f.name for f in fields(SignalSettings)},
+    "periodic.NAME": {f.name for f in fields(PeriodicSettings)},
 }
 
 
@@ -337,16 +392,10 @@ def _refuse_unknown(table: dict[str, Any], known: set[str], where: str, prefix: 
             home = f"in [{homes[0]}]" if homes[0] else "at the top of the file"
             hint = f"; {key!r} belongs {home}"
         else:
-            hint = _nearest(key, known)
+            hint = nearest(key, known)
         raise ConfigError(
             f"{where}: unknown key {prefix}{key}{hint}; known here: {', '.join(sorted(known))}"
         )
-
-
-def _nearest(word: str, known: typing.Iterable[str]) -> str:
-    folded = {name.casefold(): name for name in known}
-    close = difflib.get_close_matches(word.casefold(), folded, n=1, cutoff=0.5)
-    return f"; did you mean {folded[close[0]]!r}?" if close else ""
 
 
 def _check_home(home: Path) -> None:
@@ -390,6 +439,8 @@ def _check(settings: Settings, where: str) -> None:
         worker.device,
         'is not "auto", "cpu", "mps", "cuda" or "cuda:N"',
     )
+    for key in ("succeeded_hours", "dead_hours"):
+        within(settings.retention, "retention", key, 0, math.inf)
     within(media, "media", "max_bytes", 1, 2**40)
     within(media, "media", "max_pixels", 1, 2**40)
     within(media, "media", "timeout_seconds", 0.001, 86_400)
@@ -400,7 +451,7 @@ def _check(settings: Settings, where: str) -> None:
             name in known_formats,
             "media.formats",
             name,
-            f"is not a format{_nearest(name, known_formats)}; known: {', '.join(known_formats)}",
+            f"is not a format{nearest(name, known_formats)}; known: {', '.join(known_formats)}",
         )
     available = {*BUILTIN_SIGNALS, *settings.signals}
     for name, pipeline in settings.pipelines.items():
@@ -421,7 +472,7 @@ def _check(settings: Settings, where: str) -> None:
                 signal in available,
                 f"{key}.signals",
                 signal,
-                f"is not a signal{_nearest(signal, available)}; "
+                f"is not a signal{nearest(signal, available)}; "
                 f"known: {', '.join(sorted(available))}",
             )
             require(pipeline.signals.count(signal) == 1, f"{key}.signals", signal, "is named twice")
@@ -439,3 +490,8 @@ def _check(settings: Settings, where: str) -> None:
             version,
             "should be 1 to 4294967295",
         )
+    if settings.periodic:
+        from pinq import periodic  # here, for it imports cronsim, and few need it
+
+        for name, entry in settings.periodic.items():
+            periodic.check(entry, settings.pipelines, f"{where}: periodic.{name}")

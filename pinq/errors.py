@@ -38,6 +38,7 @@ class FailureClass(StrEnum):
     WORKER_CRASH = "worker_crash"
     SIGNATURE_MISMATCH = "signature_mismatch"
     CANCELLED = "cancelled"
+    ACTOR_ERROR = "actor_error"
 
     @property
     def permanent(self) -> bool:

@@ -17,22 +17,26 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import dramatiq
+from dramatiq.broker import Broker
+from dramatiq.middleware import Middleware
 
 from pinq.broker import Batch, QueueBroker
 from pinq.config import PipelineSettings, Settings, WorkerSettings
 from pinq.errors import PinqError, QueueError
-from pinq.incarnation import has_died, incarnation
+from pinq.incarnation import incarnation
 from pinq.ingest.items import BadItem
 from pinq.intake import Intake
 from pinq.outbox.relay import Relay
 from pinq.outbox.sinks.urls import open_sink
 from pinq.queue.contract import Queue
 from pinq.queue.model import Finished, Job, State
+from pinq.queue.succession import succeed_the_dead
 from pinq.queue.urls import open_queue
 from pinq.signals.contract import Signal
 from pinq.signals.registry import signals_for
 from pinq.store.contract import Store
 from pinq.store.urls import open_store
+from pinq.upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +87,7 @@ class Worker:
     Args:
         settings: everything.
         pipelines: which ones to work on; all by default.
+        upkeep: whether to stand for election to upkeep, too.
         on_finished: told of every finish.
     """
 
@@ -93,6 +98,7 @@ class Worker:
         store: Store,
         *,
         pipelines: Sequence[str] | None = None,
+        upkeep: bool = True,
         on_finished: Callable[[Batch, Finished], None] | None = None,
     ) -> None:
         self.error: PinqError | None = None
@@ -102,14 +108,19 @@ class Worker:
         self._on_finished = on_finished
         self._stop_waiting = threading.Event()
         self._decoders = _decoders(settings.worker)
+        name = incarnation()
         self.broker = QueueBroker(
             queue,
-            worker=incarnation(),
+            worker=name,
             lease_seconds=settings.worker.lease_seconds,
             patience_seconds=settings.worker.patience_seconds,
             on_finished=self._finished,
             on_fatal=self._fatal,
+            middleware=[],  # batches are not retried by dramatiq
         )
+        self._upkeep = Upkeep(queue, settings, holder=name) if upkeep else None
+        if self._upkeep is not None:
+            self.broker.add_middleware(_WithWorker(self._upkeep))
         self._declare_actors(settings, queue, store, pipelines or tuple(settings.pipelines))
         self._threads = settings.worker.threads
         self._dramatiq: dramatiq.Worker | None = None
@@ -165,6 +176,8 @@ class Worker:
 
     def close(self) -> None:
         """End what the worker started itself; for use where dramatiq runs the threads."""
+        if self._upkeep is not None:
+            self._upkeep.stop()
         self.broker.close()
         self._stop_waiting.set()
         if self._decoders is not None:
@@ -189,6 +202,16 @@ class Worker:
         self.error = self.error or error
         self._stop_waiting.set()
         self.ended.set()
+
+
+class _WithWorker(Middleware):
+    """Starts the upkeep when dramatiq's threads start, whoever starts them."""
+
+    def __init__(self, upkeep: Upkeep) -> None:
+        self._upkeep = upkeep
+
+    def after_worker_boot(self, broker: Broker, worker: dramatiq.Worker) -> None:
+        self._upkeep.start()
 
 
 @contextmanager
@@ -244,17 +267,6 @@ def opened(settings: Settings) -> Iterator[tuple[Queue, Store]]:
         stack.callback(queue.close)
         succeed_the_dead(queue)
         yield queue, store
-
-
-def succeed_the_dead(queue: Queue) -> None:
-    """Take over at once what processes of this machine held when they were killed.
-
-    It would come back by itself, but only when its leases expire.
-    """
-    for holder in queue.holders():
-        if has_died(holder):
-            expired = queue.expire(holder)
-            logger.info("worker.died holder=%s leases=%d", holder, expired)
 
 
 def run_worker(
@@ -362,7 +374,7 @@ def run(
                     break
                 if work and worker is None:
                     # Only now: where all is done already, torch need not be imported.
-                    worker = Worker(settings, queue, store, pipelines=[pipeline])
+                    worker = Worker(settings, queue, store, pipelines=[pipeline], upkeep=False)
                     worker.start()
                 if on_progress is not None:
                     on_progress(_progress(intake, worker))

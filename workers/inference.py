@@ -18,8 +18,9 @@ from dramatiq.middleware import Middleware
 
 from pinq import config
 from pinq.errors import PinqError
+from pinq.queue.succession import succeed_the_dead
 from pinq.queue.urls import open_queue
-from pinq.runtime import Worker, succeed_the_dead
+from pinq.runtime import Worker
 from pinq.store.urls import open_store
 
 logger = logging.getLogger(__name__)

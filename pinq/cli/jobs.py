@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pinq.cli.command import Command, Group, json_option, pass_settings
-from pinq.cli.output import brief, emit, job_record, location, note, table, when
+from pinq.cli.output import brief, emit, job_record, location, note, printable, table, when
 from pinq.cli.selection import chosen, selecting
 
 if TYPE_CHECKING:
@@ -161,6 +161,12 @@ def show(settings: "Settings", signature: str, pipeline: str | None, as_json: bo
             click.echo(f"due        {when(max(job.run_at_ms, job.enqueued_at_ms))}")
         if job.finished_at_ms is not None:
             click.echo(f"finished   {when(job.finished_at_ms)}")
+        for label, content in (("body", job.body), ("progress", job.progress)):
+            if content:
+                said = brief(content.decode("utf-8", "backslashreplace"))
+                click.echo(f"{label:<10} {len(content):,} bytes: {said}")
+        for line in job.status.splitlines():
+            click.echo(f"status     {printable(line)}")
         for error in job.errors:
             click.echo(
                 f"attempt {error.attempt}  {when(error.at_ms)}  "

@@ -27,6 +27,8 @@ COMMANDS = {
     "get": "Show the stored signals of an image.",
     "jobs": "List, show, requeue, cancel and delete jobs.",
     "queues": "Show, pause, limit and delete queues.",
+    "periodic": "Show what is enqueued by the clock.",
+    "migrate": "Move a queue to another database.",
     "db": "Create and upgrade the queue's database.",
     "completion": "Print the script that completes commands in a shell.",
 }

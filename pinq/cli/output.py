@@ -2,6 +2,7 @@
 
 import json
 import sys
+from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -67,8 +68,21 @@ def job_record(job: "Job") -> dict[str, Any]:
         "state": str(job.state),
         "attempts": job.attempts,
         "uri": job.uri,
+        **({"status": job.status} if job.status else {}),
+        **_as_text("body", job.body),
+        **_as_text("progress", job.progress),
         "errors": [error_record(error) for error in job.errors],
     }
+
+
+def _as_text(name: str, content: bytes) -> dict[str, str]:
+    """Bytes in JSON: as text if they are, else in base64 under a name that says so."""
+    if not content:
+        return {}
+    try:
+        return {name: content.decode()}
+    except UnicodeDecodeError:
+        return {f"{name}_base64": b64encode(content).decode()}
 
 
 def error_record(error: Any) -> dict[str, Any]:

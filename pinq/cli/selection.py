@@ -28,6 +28,7 @@ _OPTIONS = (
     ),
     click.option("--error", metavar="CLASS", help="Only where this was the last failure."),
     click.option("--uri", metavar="PATTERN", help="Only images from here; * stands for anything."),
+    click.option("--body", metavar="PATTERN", help="Only with such a body; * stands for anything."),
     click.option(
         "--scheduled/--due",
         default=None,
@@ -51,6 +52,7 @@ def chosen(
     priorities: tuple[int, ...],
     error: str | None,
     uri: str | None,
+    body: str | None,
     scheduled: bool | None,
 ) -> "Filter":
     """What the options mean.
@@ -71,5 +73,6 @@ def chosen(
         priorities=priorities or None,
         error_class=error,
         uri=uri,
+        body=None if body is None else body.encode(),
         scheduled=scheduled,
     )

@@ -1,26 +1,34 @@
 """What a queue owes: the verbs, what each takes, returns, raises, and what is atomic.
 
-Every verb is one transaction, except ``scan``, and ``requeue`` of many jobs.
-What a verb reports has been committed and survives a crash (on SQLite, with
-every commit synced). Verbs are safe to call from several threads and processes.
+Every verb is one transaction, except where it says otherwise. What a verb reports has
+been committed and survives a crash (on SQLite, with every commit synced; on a server as its
+settings have it). Verbs are safe to call from several threads and processes.
 
 A job has one identity, (queue, key), and at most one row. A *lease* is a claim
 on a batch of jobs; its token fences every later word about them: a holder that
 was too slow is told so and changes nothing.
 
+Time is the queue's own (``now_ms``): the server's, where there is a server. A caller's
+clock decides nothing, unless the caller names a time of day.
+
 Any verb raises :class:`~pinq.errors.QueueUnavailable` when the database cannot
 be reached or stays locked, and :class:`~pinq.errors.StorageFull` when there is no
-space; in both cases nothing of the verb has happened.
+space. Nothing of the verb has happened then, with one exception that no queue can avoid: a
+connection that is lost while a commit is on its way leaves open whether it arrived. Every
+verb can be called again in that case, and says what it finds: duplicates, or refusals.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pinq.queue.model import (
     EVERYTHING,
+    Answer,
+    Checkpoint,
     Controls,
     Counts,
     Enqueued,
+    Exchange,
     Filter,
     Finished,
     Job,
@@ -30,6 +38,9 @@ from pinq.queue.model import (
     StoredEvent,
     Verdict,
 )
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
 
 
 class Queue(Protocol):
@@ -69,7 +80,14 @@ class Queue(Protocol):
             QueueError: it holds jobs that have not succeeded, and ``force`` is not set.
         """
 
-    def enqueue(self, queue: str, jobs: Sequence[NewJob], *, force: bool = False) -> list[Enqueued]:
+    def enqueue(
+        self,
+        queue: str,
+        jobs: Sequence[NewJob],
+        *,
+        force: bool = False,
+        connection: "Connection | None" = None,
+    ) -> list[Enqueued]:
         """Add jobs; one answer an item, in order.
 
         A key that has no job is ``enqueued``. A live job, or a dead one, is a
@@ -79,8 +97,14 @@ class Queue(Protocol):
         what is stored already. A key that comes twice
         in one call is a duplicate the second time. All or nothing.
 
+        ``connection`` is the caller's own, to the same database, in a transaction that the
+        caller ends: the jobs exist when that commits. On SQLite it must have begun with
+        ``BEGIN IMMEDIATE``.
+
         Raises:
             QueueDraining: the queue takes no more jobs.
+            InvalidInput: a job's priority is not 1 to 9, or its ``max_attempts`` not above
+                zero; or a connection was given to a queue that is in no SQL database.
         """
 
     def lease(self, queue: str, limit: int, seconds: float, worker: str) -> Lease | None:
@@ -96,6 +120,31 @@ class Queue(Protocol):
         alone, and only to a worker that holds nothing else, which then gets
         nothing else until it has answered: an image that kills its worker
         spends only its own attempts.
+        """
+
+    def exchange(
+        self,
+        queues: Sequence[str],
+        limit: int,
+        seconds: float,
+        worker: str,
+        *,
+        answers: Sequence[Answer] = (),
+        dry_run: bool = False,
+    ) -> Exchange:
+        """Finish what was leased earlier and lease the next, in one transaction.
+
+        ``limit`` counts over all ``queues``: the jobs with the highest priority are taken,
+        then by due time, whichever queue they are in, and there is one lease a queue. Each
+        queue's controls hold. Answers are taken as ``finish`` takes them, and come first.
+        ``dry_run`` shows the leases that the call would give (their tokens are empty) and
+        changes nothing; it takes no answers, and sees expired leases as still held.
+
+        Where the queues are in different slots of a Redis cluster, each queue's part is atomic
+        by itself.
+
+        Raises:
+            InvalidInput: answers to a dry run.
         """
 
     def renew(self, token: str, seconds: float) -> bool:
@@ -116,7 +165,18 @@ class Queue(Protocol):
 
         Jobs that the token does not hold are refused and reported. A ``Retry``
         of a job on its last attempt makes it dead. Each dead job stores a
-        ``pinq.job.dead`` event. Jobs of the lease that no verdict names stay leased.
+        ``pinq.job.dead`` event. A ``Snooze`` gives the attempt back. Jobs of the lease that
+        no verdict names stay leased.
+        """
+
+    def checkpoint(
+        self, token: str, checkpoints: Sequence[Checkpoint], *, seconds: float | None = None
+    ) -> Sequence[int]:
+        """Write down how far jobs have come; returns the ids that the token does not hold.
+
+        A later attempt gets the body and the progress as they were left here. With
+        ``seconds`` the lease is renewed too. A checkpoint with ``run_at_ms`` ends the job's
+        place in the lease, as a verdict does.
         """
 
     def release(self, token: str, ids: Sequence[int] | None = None) -> int:
@@ -184,6 +244,12 @@ class Queue(Protocol):
         Whoever holds one is refused when it answers. Returns and is bounded as ``requeue``.
         """
 
+    def prune(self, *, succeeded_seconds: float, dead_seconds: float, limit: int = 250) -> int:
+        """Delete jobs that succeeded, or died, longer ago than that; no more than ``limit``.
+
+        Returns how many; fewer than ``limit`` when none are left. No events.
+        """
+
     def next_due_ms(self, queue: str) -> int | None:
         """When ``lease`` could next find something: a job falls due and the queue's controls
         admit it, or a lease expires. ``None``: not before somebody changes something.
@@ -203,7 +269,7 @@ class Queue(Protocol):
     def unpublished(self, limit: int) -> list[StoredEvent]:
         """The oldest events that are not marked published, in order per subject."""
 
-    def mark_published(self, positions: Sequence[int]) -> None:
+    def mark_published(self, positions: Sequence[int | str]) -> None:
         """These were accepted by every sink; they are not delivered again."""
 
     def elect(self, role: str, holder: str, seconds: float) -> bool:

@@ -5,26 +5,19 @@ import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row
+from sqlalchemy import Row, delete, select
 
+from pinq.queue import statements
+from pinq.queue.database import Transaction, each
 from pinq.queue.model import Event, Failure, StoredEvent
+from pinq.queue.tables import outbox
 
 JOB_DEAD = "pinq.job.dead"
 # A message is kept for people to read; some libraries put a whole input into theirs.
 MESSAGE_LIMIT = 2000
 
-_INSERT = """
-INSERT INTO outbox (id, type, source, subject, time_ms, data) VALUES (?, ?, ?, ?, ?, ?)
-"""
 
-_UNPUBLISHED = """
-SELECT position, id, type, source, subject, time_ms, data FROM outbox ORDER BY position LIMIT ?
-"""
-
-_MARK = "DELETE FROM outbox WHERE position IN (SELECT value FROM json_each(?))"
-
-
-def store(connection: Connection, events: Iterable[Event], now_ms: int) -> None:
+def store(transaction: Transaction, events: Iterable[Event], now_ms: int) -> None:
     """Store events, each with an id that it keeps at every delivery."""
     rows = [
         (
@@ -38,7 +31,7 @@ def store(connection: Connection, events: Iterable[Event], now_ms: int) -> None:
         for event in events
     ]
     if rows:
-        connection.exec_driver_sql(_INSERT, rows)
+        transaction.run(statements.INSERT_EVENT, rows)
 
 
 def dead(queue: str, source: str, job: Row[Any], failure: Failure) -> Event:
@@ -48,18 +41,20 @@ def dead(queue: str, source: str, job: Row[Any], failure: Failure) -> Event:
         "message": failure.message[:MESSAGE_LIMIT],
     }
     data = {"pipeline": queue, "attempt": job.attempts, "reason": reason, "uri": job.uri}
-    return Event(type=JOB_DEAD, source=source, subject=job.key, data=data)
+    return Event(type=JOB_DEAD, source=source, subject=job.job_key, data=data)
 
 
-def unpublished(connection: Connection, limit: int) -> list[StoredEvent]:
-    """The oldest events.
+def unpublished(transaction: Transaction, limit: int) -> list[StoredEvent]:
+    """The oldest events that are there.
 
-    SQLite commits one writer at a time, in the order of positions, so no event
-    with a smaller position can still appear.
+    Not those after a position: a server hands positions out before it commits, so one with a
+    smaller position may appear after a larger. Published events leave the table, so
+    whatever is in it is yet to be published, and none is passed over.
     """
-    return [StoredEvent(*row) for row in connection.exec_driver_sql(_UNPUBLISHED, (limit,))]
+    oldest = select(outbox).order_by(outbox.c.position).limit(limit)
+    return [StoredEvent(*row) for row in transaction.execute(oldest)]
 
 
-def mark_published(connection: Connection, positions: Sequence[int]) -> None:
+def mark_published(transaction: Transaction, positions: Sequence[int | str]) -> None:
     """Published events leave the outbox; the sinks have them."""
-    connection.exec_driver_sql(_MARK, (json.dumps(list(positions)),))
+    transaction.execute(delete(outbox).where(each(outbox.c.position, positions)))

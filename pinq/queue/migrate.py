@@ -2,47 +2,50 @@
 
 from importlib.resources import files
 
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import text
 
 from pinq.errors import SchemaMismatch
-from pinq.queue.tables import REVISION, metadata
+from pinq.queue.database import Transaction
+from pinq.queue.tables import REVISION, REVISION_TABLE, metadata
+
+# What development versions made, before their tables had names of their own.
+_BEFORE_RELEASE = "alembic_version", "job_errors"
 
 
-def revision_of(connection: Connection) -> str | None:
+def revision_of(transaction: Transaction) -> str | None:
     """The database's revision; ``None`` where pinq has made nothing yet."""
-    # By hand: SQLAlchemy's inspector costs more than the rest of opening a queue.
-    made = connection.exec_driver_sql(
-        "SELECT count(*) FROM sqlite_master WHERE name = 'alembic_version'"
-    ).scalar()
-    if not made:
+    if not transaction.database.holds(transaction, REVISION_TABLE):
         return None
-    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    return transaction.execute(text(f"SELECT version_num FROM {REVISION_TABLE}")).scalar()
 
 
-def upgrade(connection: Connection, database: str) -> None:
-    """Bring the database to this code's revision, in the connection's transaction.
+def upgrade(transaction: Transaction) -> None:
+    """Bring the database to this code's revision, in this transaction.
 
-    An empty database gets the tables as they are now: Alembic would make the same
-    (a test compares), but takes longer to import than the rest of `pinq enqueue`.
+    A database without pinq's tables gets them as they are now: Alembic would make the same
+    (a test compares), but takes longer to import than the rest of `pinq enqueue`. Other
+    tables are left alone.
 
     Raises:
-        SchemaMismatch: the database was made by a newer pinq, or is not pinq's.
+        SchemaMismatch: the database was made by a newer pinq, or by one before any release.
     """
-    found = revision_of(connection)
+    found = revision_of(transaction)
     if found == REVISION:
         return
-    if found is None and inspect(connection).get_table_names():
+    database = transaction.database
+    if found is not None:
+        by_revisions(transaction, found)
+    elif all(database.holds(transaction, table) for table in _BEFORE_RELEASE):
         raise SchemaMismatch(
-            f"{database} holds tables that are not pinq's; give pinq a database of its own"
+            f"{database.name} was made by a development version of pinq; move it away: stored "
+            "signals stay, and enqueuing again skips them"
         )
-    if found is None:
-        metadata.create_all(connection)
-        _stamp(connection)
     else:
-        by_revisions(connection, database, found)
+        metadata.create_all(transaction.connection)
+        _stamp(transaction)
 
 
-def by_revisions(connection: Connection, database: str, found: str | None) -> None:
+def by_revisions(transaction: Transaction, found: str | None) -> None:
     """Run the revisions after ``found``, with Alembic."""
     from alembic import command
     from alembic.config import Config
@@ -50,19 +53,20 @@ def by_revisions(connection: Connection, database: str, found: str | None) -> No
 
     config = Config()
     config.set_main_option("script_location", str(files("pinq.migrations")).replace("%", "%%"))
-    config.attributes["connection"] = connection
+    config.attributes["connection"] = transaction.connection
+    config.attributes["version_table"] = REVISION_TABLE
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
     if found is not None and found not in known:
         raise SchemaMismatch(
-            f"{database} has schema revision {found!r}, which this pinq does not know "
-            f"(it knows up to {REVISION!r}): it was made by a newer pinq; upgrade pinq, "
-            "or use another --home"
+            f"{transaction.database.name} has schema revision {found!r}, which this pinq does "
+            f"not know (it knows up to {REVISION!r}): it was made by a newer pinq; upgrade "
+            "pinq, or use another database"
         )
     command.upgrade(config, "head")
 
 
-def _stamp(connection: Connection) -> None:
-    connection.execute(
-        text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)")
-    )
-    connection.execute(text("INSERT INTO alembic_version VALUES (:head)"), {"head": REVISION})
+def _stamp(transaction: Transaction) -> None:
+    made = f"CREATE TABLE {REVISION_TABLE} (version_num VARCHAR(32) NOT NULL PRIMARY KEY)"
+    transaction.execute(text(made))
+    stamp = text(f"INSERT INTO {REVISION_TABLE} VALUES (:head)")
+    transaction.execute(stamp, {"head": REVISION})

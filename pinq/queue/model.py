@@ -36,15 +36,20 @@ class NewJob:
     ``verify`` says that ``key`` is the digest of the bytes at ``uri``, so that a
     worker can tell when they have changed; ``etag`` is what a cheap look at the
     source said then (a file's size and mtime), so that it need not hash again.
+
+    ``body`` is the caller's, opaque to the queue; ``status`` is a note for people, to which
+    workers append. ``run_at_ms`` of 0 is at once; ``max_attempts`` counts the first.
     """
 
     key: str
-    uri: str
+    uri: str = ""
     verify: bool = False
     etag: str = ""
     priority: int = 5
     run_at_ms: int = 0
     max_attempts: int = 5
+    body: bytes = b""
+    status: str = ""
 
 
 class Enqueued(NamedTuple):
@@ -58,7 +63,8 @@ class Enqueued(NamedTuple):
 class LeasedJob(NamedTuple):
     """One job of a lease. ``attempt`` counts from 1 and includes this one.
 
-    ``force`` says that what is stored already is to be computed again.
+    ``force`` says that what is stored already is to be computed again. ``progress`` is what an
+    earlier checkpoint left.
     """
 
     id: int
@@ -70,6 +76,9 @@ class LeasedJob(NamedTuple):
     enqueued_at_ms: int
     attempt: int
     max_attempts: int
+    priority: int = 5
+    body: bytes = b""
+    progress: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +111,12 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class StoredEvent:
-    """An event in the outbox. ``id`` is the same at every delivery; ``position`` orders."""
+    """An event in the outbox. ``id`` is the same at every delivery.
 
-    position: int
+    ``position`` is the outbox's name for it, and means nothing elsewhere.
+    """
+
+    position: int | str
     id: str
     type: str
     source: str
@@ -114,19 +126,34 @@ class StoredEvent:
 
 
 class Succeeded(NamedTuple):
-    """The job is done; ``event`` is announced with it."""
+    """The job is done; ``event`` is announced with it, ``status`` appended to the job's."""
 
     id: int
     event: Event | None = None
+    status: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """The attempt failed; try again after ``delay_seconds``, or dead if it was the last."""
+    """The attempt failed; try again after ``delay_seconds``, or dead if it was the last.
+
+    ``body`` replaces the job's, unless it is ``None``.
+    """
 
     id: int
     failure: Failure
     delay_seconds: float
+    body: bytes | None = None
+    status: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Snooze:
+    """Not now: pending again after ``delay_seconds``, and the attempt is not counted."""
+
+    id: int
+    delay_seconds: float
+    status: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +162,34 @@ class Dead:
 
     id: int
     failure: Failure
+    status: str = ""
 
 
-Verdict = Succeeded | Retry | Dead
+Verdict = Succeeded | Retry | Snooze | Dead
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The verdicts on a lease's jobs, under its token."""
+
+    token: str
+    verdicts: Sequence[Verdict]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """How far a leased job has come. ``None`` leaves what was there.
+
+    ``status`` is appended. With ``run_at_ms`` the job leaves its lease and is pending until
+    then, with all its attempts: a job that runs again and again, or in stages, each of which
+    has its own attempts.
+    """
+
+    id: int
+    body: bytes | None = None
+    progress: bytes | None = None
+    status: str = ""
+    run_at_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +202,17 @@ class Finished:
 
     succeeded: int = 0
     retried: int = 0
+    snoozed: int = 0
     dead: int = 0
     refused: Sequence[int] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """What an exchange did: one ``Finished`` an answer, in order, and the new leases."""
+
+    finished: Sequence[Finished]
+    leases: Sequence[Lease]
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +240,9 @@ class Job:
     max_attempts: int
     enqueued_at_ms: int
     finished_at_ms: int | None
+    body: bytes = b""
+    progress: bytes = b""
+    status: str = ""
     errors: tuple[JobError, ...] = ()
 
 
@@ -194,9 +258,9 @@ class Page:
 class Filter:
     """Which jobs are meant: those that match all that is given.
 
-    ``error_class`` is that of the last failure. ``uri`` is a pattern: ``*`` stands for
-    anything, ``?`` for one character. ``scheduled`` chooses the pending jobs that are not yet
-    due, or leaves them out.
+    ``error_class`` is that of the last failure. ``uri`` and ``body`` are patterns for the
+    whole: ``*`` stands for anything, ``?`` for one character (of ``body``: one byte).
+    ``scheduled`` chooses the pending jobs that are not yet due, or leaves them out.
     """
 
     queue: str | None = None
@@ -205,6 +269,7 @@ class Filter:
     priorities: Collection[int] | None = None
     error_class: str | None = None
     uri: str | None = None
+    body: bytes | None = None
     scheduled: bool | None = None
 
     def within(self, states: Collection[State]) -> "Filter":

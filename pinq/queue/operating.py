@@ -4,13 +4,13 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row
+from sqlalchemy import Row
 
 from pinq.errors import InvalidInput
 from pinq.queue import controls, selection, views
-from pinq.queue.doorbell import Doorbell
+from pinq.queue.database import Database, Transaction, redone
 from pinq.queue.model import EVERYTHING, Controls, Counts, Filter, Job, Page
-from pinq.queue.sqlite import SqliteDatabase
+from pinq.queue.tables import DEAD, SUCCEEDED
 
 # Jobs changed in one transaction by a verb that may change many; leases wait no longer.
 _BATCH = 250
@@ -19,55 +19,51 @@ _BATCH = 250
 class OperatedQueue:
     """The operator's half of :class:`pinq.queue.contract.Queue`; workers' is ``sql.py``."""
 
-    def __init__(
-        self, database: SqliteDatabase, doorbell: Doorbell, clock: Callable[[], int]
-    ) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._doorbell = doorbell
-        self._clock = clock
 
     # --- controls -------------------------------------------------------------
 
     def controls(self, queue: str) -> Controls:
-        with self._database.read() as connection:
-            found = controls.find(connection, queue)
+        with self._database.read() as transaction:
+            found = controls.find(transaction, queue)
             return found.controls if found else Controls()
 
     def control(self, queue: str, told: Controls) -> None:
         for limit in (told.rate, told.in_flight):
             if limit is not None and not 0 < limit < math.inf:
                 raise InvalidInput(f"a limit of {limit} is not above zero; pause the queue instead")
-        with self._database.write() as connection:
-            found = controls.find(connection, queue)
+        with self._database.write() as transaction:
+            found = controls.find(transaction, queue)
             if found is None:
                 raise InvalidInput(f"there is no queue {queue!r}")
-            controls.change(connection, found, told, self._clock())
-        self._doorbell.ring()
+            controls.change(transaction, found, told, found.now_ms)
+            transaction.ring()
 
+    @redone
     def drop(self, queue: str, *, force: bool = False) -> int:
-        with self._database.write() as connection:
-            found = controls.find(connection, queue)
+        with self._database.write() as transaction:
+            found = controls.find(transaction, queue)
             if found is None:
                 return 0
-            controls.close(connection, found, force=force)
+            controls.close(transaction, found, force=force)
         total = 0
         while True:
-            with self._database.write() as connection:
-                deleted = controls.delete_some(connection, found)
-            if not deleted:
-                return total
-            total += deleted
+            total += self.delete(Filter(queue=queue))
+            with self._database.write() as transaction:
+                if controls.remove(transaction, found):
+                    return total
 
     # --- views ----------------------------------------------------------------
 
     def lookup(self, queue: str, keys: Sequence[str]) -> dict[str, Job]:
-        with self._database.read() as connection:
-            return {job.key: job for job in views.by_key(connection, queue, keys)}
+        with self._database.read() as transaction:
+            return {job.key: job for job in views.by_key(transaction, queue, keys)}
 
     def page(self, wanted: Filter = EVERYTHING, *, after: str = "", limit: int = 1000) -> Page:
-        with self._database.read() as connection:
+        with self._database.read() as transaction:
             found = views.page(
-                connection, wanted, self._clock(), after=_position(after), limit=limit
+                transaction, wanted, transaction.now_ms(), after=_position(after), limit=limit
             )
         return Page(found, str(found[-1].id) if len(found) == limit else None)
 
@@ -81,12 +77,12 @@ class OperatedQueue:
     def group(self, by: str, wanted: Filter = EVERYTHING) -> dict[str, int]:
         if by not in selection.GROUPS:
             raise InvalidInput(f"{by!r} is none of {', '.join(selection.GROUPS)}")
-        with self._database.read() as connection:
-            return selection.grouped(connection, wanted, by, self._clock())
+        with self._database.read() as transaction:
+            return selection.grouped(transaction, wanted, by, transaction.now_ms())
 
     def count(self, queue: str) -> Counts:
-        with self._database.read() as connection:
-            return views.counts(connection, queue, self._clock())
+        with self._database.read() as transaction:
+            return views.counts(transaction, queue, transaction.now_ms())
 
     # --- many jobs at once ------------------------------------------------------
 
@@ -94,48 +90,68 @@ class OperatedQueue:
         if rate is not None and not 0 < rate < math.inf:
             raise InvalidInput(f"a rate of {rate} is not above zero")
 
-        def change(connection: Connection, found: Sequence[Row[Any]], done: int) -> None:
-            now, gap_ms = self._clock(), 1000 / rate if rate else 0
+        def change(transaction: Transaction, found: Sequence[Row[Any]], done: int) -> None:
+            now, gap_ms = transaction.now_ms(), 1000 / rate if rate else 0
             due = [now + round((done + index) * gap_ms) for index in range(len(found))]
-            selection.requeue(connection, found, due)
+            selection.requeue(transaction, found, due)
 
         return self._in_batches(wanted.within(selection.REQUEUED), change, dry_run)
 
     def cancel(self, wanted: Filter, *, dry_run: bool = False) -> int:
-        def change(connection: Connection, found: Sequence[Row[Any]], _done: int) -> None:
-            selection.cancel(connection, found, self._clock())
+        def change(transaction: Transaction, found: Sequence[Row[Any]], _done: int) -> None:
+            selection.cancel(transaction, found, transaction.now_ms())
 
         return self._in_batches(wanted.within(selection.CANCELLED), change, dry_run)
 
     def delete(self, wanted: Filter, *, dry_run: bool = False) -> int:
-        def change(connection: Connection, found: Sequence[Row[Any]], _done: int) -> None:
-            selection.remove(connection, found)
+        def change(transaction: Transaction, found: Sequence[Row[Any]], _done: int) -> None:
+            selection.remove(transaction, found)
 
         return self._in_batches(wanted, change, dry_run)
 
     def _in_batches(
         self,
         wanted: Filter,
-        change: Callable[[Connection, Sequence[Row[Any]], int], None],
+        change: Callable[[Transaction, Sequence[Row[Any]], int], None],
         dry_run: bool,
     ) -> int:
-        if dry_run:
-            with self._database.read() as connection:
-                return selection.count(connection, wanted, self._clock())
-        done, after, now = 0, 0, self._clock()
+        with self._database.read() as transaction:
+            now = transaction.now_ms()
+            if dry_run:
+                return selection.count(transaction, wanted, now)
+
+        @redone
+        def one_batch(ids: Sequence[int], done: int) -> int:
+            with self._database.write() as transaction:
+                selection.hold_leases(transaction, ids)
+                found = transaction.execute(selection.still(wanted, now, ids)).all()
+                change(transaction, found, done)
+                transaction.ring()
+            return len(found)
+
+        done, after = 0, 0
         while True:
-            # Found without the write lock, however long that takes; then looked at again.
-            with self._database.read() as connection:
+            # Found without any lock, however long that takes; then looked at again.
+            with self._database.read() as transaction:
                 chosen = selection.some(wanted, now, after=after, limit=_BATCH)
-                ids = [job.id for job in connection.execute(chosen)]
+                ids = [job.id for job in transaction.execute(chosen)]
             if not ids:
-                break
-            with self._database.write() as connection:
-                found = connection.execute(selection.still(wanted, now, ids)).all()
-                change(connection, found, done)
-            done, after = done + len(found), ids[-1]
-        self._doorbell.ring()
-        return done
+                return done
+            done, after = done + one_batch(ids, done), ids[-1]
+
+    # --- retention ----------------------------------------------------------------
+
+    @redone
+    def prune(self, *, succeeded_seconds: float, dead_seconds: float, limit: int = 250) -> int:
+        ids: list[int] = []
+        with self._database.write() as transaction:
+            now = transaction.now_ms()
+            for state, seconds in ((SUCCEEDED, succeeded_seconds), (DEAD, dead_seconds)):
+                before_ms = now - round(seconds * 1000)
+                ended = selection.ended(state, before_ms, limit - len(ids))
+                ids.extend(transaction.execute(ended).scalars())
+            selection.remove_ids(transaction, ids)
+        return len(ids)
 
 
 def _position(continuation: str) -> int:

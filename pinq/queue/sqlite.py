@@ -1,19 +1,28 @@
-"""A SQLite engine set up for a queue: WAL, synced commits, explicit transactions.
+"""A SQLite file set up for a queue: WAL, synced commits, explicit transactions.
 
 The URL's query may set ``synchronous`` (``full``, the default, or ``normal``:
 faster, and a power cut may undo the last commits) and ``busy_timeout_seconds``.
 """
 
+import functools
+import json
 import os
+import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, exc
+from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, exc
+from sqlalchemy.dialects.sqlite import insert
 
 from pinq.errors import ConfigError, QueueError, QueueUnavailable, ReadOnlyHome, StorageFull
+from pinq.queue import statements
+from pinq.queue.clock import machine_clock
+from pinq.queue.database import Database, Transaction
+from pinq.queue.model import NewJob
+from pinq.queue.sqlite_bell import FileBell
 
 # One writer at a time inside a process: SQLite would let the others spin and sleep.
 _write_locks: dict[Path, threading.Lock] = {}
@@ -23,11 +32,26 @@ _FULL, _BUSY, _LOCKED, _READONLY, _IOERR, _CORRUPT, _CANTOPEN, _NOTADB = 13, 5, 
 # Under this much free space a failed write is taken for a full disk.
 _NO_SPACE_BYTES = 256 * 1024
 
+_INSERT_JOB = f"""
+INSERT INTO pinq_jobs ({statements.INSERTED})
+VALUES (?, ?, 0, ?, ?, 0, ?, 0, 0, ?, ?, ?, ?, ?, ?, x'', ?)
+"""
 
-class SqliteDatabase:
-    """Connections to one file; ``read`` and ``write`` open a transaction."""
 
-    def __init__(self, url: URL) -> None:
+class SqliteDatabase(Database):
+    """Connections to one file. There is one writer at a time, so nothing else is locked."""
+
+    words: ClassVar = {
+        r"= EACH (?:TEXT )?(:\w+)": r"IN (SELECT value FROM json_each(\1))",
+        r"\bNOW\b": "0",  # it has no clock that counts: `clock` is the machine's
+        r"BY INDEX (\w+)": r"INDEXED BY \1",
+        r"\b(UN)?LOCKED\b|\bKEPT\b": "",
+    }
+
+    dialect = "sqlite"
+    one_writer = True
+
+    def __init__(self, url: URL, clock: Callable[[], int] | None = None) -> None:
         self.path = Path(url.database or "")
         query = dict(url.query)
         synchronous = str(query.pop("synchronous", "full")).lower()
@@ -45,7 +69,9 @@ class SqliteDatabase:
         self.busy_seconds = busy_seconds
         with _write_locks_guard:
             self._writing = _write_locks.setdefault(self.path, threading.Lock())
-        self._engine = self._create_engine(synchronous)
+        self.name = str(self.path)
+        super().__init__(self._create_engine(synchronous), clock or machine_clock)
+        self.bell = FileBell(self.path)
 
     def _create_engine(self, synchronous: str) -> Engine:
         engine = create_engine(
@@ -66,6 +92,7 @@ class SqliteDatabase:
             # Fewer checkpoints: each syncs the database, not only the log.
             cursor.execute("PRAGMA wal_autocheckpoint=4000")
             cursor.close()
+            connection.create_function("pinq_bytes_match", 2, _bytes_match, deterministic=True)
 
         @event.listens_for(engine, "begin")
         def _on_begin(connection: Connection) -> None:
@@ -78,31 +105,71 @@ class SqliteDatabase:
         return engine
 
     @contextmanager
-    def read(self) -> Iterator[Connection]:
-        """A read transaction: one snapshot."""
-        with self._translated(), self._engine.connect() as connection, connection.begin():
-            yield connection
-
-    @contextmanager
-    def write(self) -> Iterator[Connection]:
-        """The write transaction; committed and synced on leaving, or rolled back."""
-        with self._translated(), self._writing, self._engine.connect() as connection:
+    def write(self) -> Iterator[Transaction]:
+        with self.explained(), self._writing, self._engine.connect() as connection:
             connection = connection.execution_options(writing=True)
             with connection.begin():
-                yield connection
+                transaction = Transaction(connection, self)
+                yield transaction
+            if transaction.rings:
+                self.bell.ring()
 
-    def close(self) -> None:
-        self._engine.dispose()
+    def holds(self, transaction: Transaction, table: str) -> bool:
+        # Not by SQLAlchemy's inspector, which costs more than the rest of opening a queue.
+        named = "SELECT count(*) FROM sqlite_master WHERE name = :table"
+        return bool(transaction.run(named, {"table": table}).scalar())
 
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        """Turn the driver's errors into pinq's."""
-        try:
-            yield
-        except exc.DBAPIError as error:
-            raise self._explained(error) from error
+    # --- spelling -----------------------------------------------------------------
 
-    def _explained(self, error: exc.DBAPIError) -> Exception:
+    def insert_jobs(
+        self,
+        transaction: Transaction,
+        queue_id: int,
+        now_ms: int,
+        jobs: Collection[NewJob],
+        *,
+        forced: bool,
+    ) -> Collection[str]:
+        force = int(forced)
+        asked = {"queue": queue_id, "keys": json.dumps([job.key for job in jobs])}
+        there = set(transaction.run(statements.KEYS, asked).scalars())
+        new = [job for job in jobs if job.key not in there]
+        if not new:
+            return ()
+        transaction.run(
+            _INSERT_JOB,
+            [
+                (
+                    queue_id,
+                    job.key,
+                    job.priority,
+                    job.run_at_ms or now_ms,
+                    job.max_attempts,
+                    force,
+                    int(job.verify),
+                    now_ms,
+                    job.uri,
+                    job.etag,
+                    job.body,
+                    job.status,
+                )
+                for job in new
+            ],
+        )
+        return [job.key for job in new]
+
+    def insert_missing(self, transaction: Transaction, table: Table, **values: Any) -> None:
+        transaction.execute(insert(table).values(**values).on_conflict_do_nothing())
+
+    def due(
+        self, transaction: Transaction, queue_id: int, now_ms: int, limit: int
+    ) -> Sequence[Any]:
+        asked = {"queue": queue_id, "now": now_ms, "limit": limit}
+        return transaction.run(statements.DUE, asked).all()
+
+    # --- errors -------------------------------------------------------------------
+
+    def explain(self, error: exc.DBAPIError) -> Exception:
         code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
         said = f"{self.path}: {error.orig}"
         if code == _FULL or (code in (_IOERR, _CANTOPEN) and self._disk_is_full()):
@@ -137,3 +204,14 @@ class SqliteDatabase:
         except OSError:
             return False
         return disk.f_bavail * disk.f_frsize < _NO_SPACE_BYTES
+
+
+@functools.lru_cache(maxsize=16)
+def _pattern(pattern: bytes) -> re.Pattern[bytes]:
+    parts = {b"*": b".*", b"?": b"."}
+    listed = (pattern[place : place + 1] for place in range(len(pattern)))
+    return re.compile(b"".join(parts.get(each, re.escape(each)) for each in listed), re.DOTALL)
+
+
+def _bytes_match(pattern: bytes, value: bytes) -> bool:
+    return _pattern(pattern).fullmatch(value) is not None

@@ -1,60 +1,130 @@
-"""The SQL of the hot path: a batch is one JSON array, or one ``executemany``."""
+"""The SQL of the hot path, in the words of ``database.py``."""
+
+QUEUE = (
+    "id, name, source, generation, paused, draining, rate, in_flight, allowance, allowance_at_ms,"
+    " NOW AS now_ms"
+)
+
+FIND_QUEUE = f"SELECT {QUEUE} FROM pinq_queues WHERE name = :name"
+
+# Shared, so that nobody deletes the queue before what is put in it is committed.
+FIND_AND_KEEP_QUEUE = f"{FIND_QUEUE} KEPT"
+
+QUEUE_OF = f"SELECT {QUEUE} FROM pinq_queues WHERE id = :id"
+
+# With all that decides what a worker may lease, in one message.
+QUEUE_FOR_LEASING = f"""
+SELECT {QUEUE},
+    (SELECT min(expires_at_ms) FROM pinq_leases WHERE queue_id = q.id) AS first_expiry_ms,
+    (SELECT count(*) FROM pinq_leases WHERE worker = :worker) AS held,
+    (SELECT max(solo) FROM pinq_leases WHERE worker = :worker) AS solo
+FROM pinq_queues q WHERE name = :name
+"""
+
+KEYS = "SELECT job_key FROM pinq_jobs WHERE queue_id = :queue AND job_key = EACH TEXT :keys"
 
 EXISTING = """
-SELECT key, id, state, generation FROM jobs
-WHERE queue_id = ? AND key IN (SELECT value FROM json_each(?))
+SELECT job_key, id, state, generation FROM pinq_jobs
+WHERE queue_id = :queue AND job_key = EACH TEXT :keys
 """
 
-INSERT = """
-INSERT INTO jobs (queue_id, key, state, priority, run_at_ms, attempts, max_attempts,
-                  suspect, generation, force, verify, enqueued_at_ms, uri, etag)
-VALUES (?, ?, 0, ?, ?, 0, ?, 0, 0, ?, ?, ?, ?, ?)
+INSERTED = (
+    "queue_id, job_key, state, priority, run_at_ms, attempts, max_attempts, suspect, generation,"
+    " forced, verify, enqueued_at_ms, uri, etag, body, progress, status"
+)
+"""The columns of a new job."""
+
+# The columns of LeasedJob, then those that decide what is leased together.
+COLUMNS = (
+    "id, job_key, uri, verify, etag, forced, enqueued_at_ms, attempts + 1 AS attempt,"
+    " max_attempts, priority, body, progress, run_at_ms, suspect"
+)
+
+PENDING_OF = "FROM pinq_jobs BY INDEX pinq_jobs_pending WHERE queue_id = :queue AND state = 0"
+
+DUE_OF = f"""
+SELECT {COLUMNS} {PENDING_OF} AND priority = {{priority}} AND run_at_ms <= :now
+ORDER BY run_at_ms, id LIMIT :limit UNLOCKED
+"""
+"""The due jobs of one priority."""
+
+
+def _any_priority(one: str) -> str:
+    """One seek of the index a priority.
+
+    Future jobs of a high priority are not waded through to reach the due ones of a low one.
+    """
+    return " UNION ALL ".join(
+        f"SELECT * FROM ({one.format(priority=priority)}) AS p{priority}"
+        for priority in range(1, 10)
+    )
+
+
+# A plan that reads on only as far as is needed: the outer LIMIT ends it, and rows that are
+# not read are not locked.
+DUE = f"SELECT * FROM ({_any_priority(DUE_OF)}) AS due LIMIT :limit"
+
+_FIRST_DUE_OF = f"""
+SELECT run_at_ms AS due {PENDING_OF} AND priority = {{priority}} ORDER BY run_at_ms LIMIT 1
 """
 
-# The columns of LeasedJob, and `suspect`. One seek of the index a priority: future
-# jobs of a high priority are not waded through to reach the due ones of a low one.
-CANDIDATES = " UNION ALL ".join(
-    f"""SELECT * FROM (
-    SELECT id, key, uri, verify, etag, force, enqueued_at_ms, attempts + 1, max_attempts, suspect
-    FROM jobs INDEXED BY jobs_pending
-    WHERE state = 0 AND queue_id = :queue AND priority = {priority} AND run_at_ms <= :now
-    ORDER BY run_at_ms, id LIMIT :limit)"""
+NEXT_DUE = f"SELECT min(due) FROM ({_any_priority(_FIRST_DUE_OF)}) AS firsts"
+
+DUE_PRIORITIES = " UNION ALL ".join(
+    f"SELECT {priority} FROM (SELECT id {PENDING_OF} AND priority = {priority}"
+    f" AND run_at_ms <= :now LIMIT 1) AS p{priority}"
     for priority in range(1, 10)
 )
-CANDIDATES = f"SELECT * FROM ({CANDIDATES}) LIMIT :limit"
-
-NEXT_DUE = " UNION ALL ".join(
-    f"""SELECT * FROM (
-    SELECT run_at_ms AS due FROM jobs INDEXED BY jobs_pending
-    WHERE state = 0 AND queue_id = :queue AND priority = {priority}
-    ORDER BY run_at_ms LIMIT 1)"""
-    for priority in range(1, 10)
-)
-NEXT_DUE = f"SELECT min(due) FROM ({NEXT_DUE})"
-
-NEXT_EXPIRY = "SELECT min(expires_at_ms) FROM leases WHERE queue_id = :queue"
 
 # Leases are few; pending jobs are found by the first entry of an index.
-UNFINISHED = """
-SELECT EXISTS (SELECT 1 FROM leases WHERE queue_id = :queue)
-    OR EXISTS (SELECT 1 FROM jobs INDEXED BY jobs_pending WHERE state = 0 AND queue_id = :queue)
+UNFINISHED = f"""
+SELECT EXISTS (SELECT 1 FROM pinq_leases WHERE queue_id = :queue)
+    OR EXISTS (SELECT 1 {PENDING_OF})
 """
 
 # The same without jobs that are scheduled and were never tried.
 UNFINISHED_NOW = f"""
-SELECT EXISTS (SELECT 1 FROM leases WHERE queue_id = :queue)
-    OR EXISTS (SELECT 1 FROM jobs INDEXED BY jobs_retrying
-               WHERE state = 0 AND attempts > 0 AND queue_id = :queue)
+SELECT EXISTS (SELECT 1 FROM pinq_leases WHERE queue_id = :queue)
+    OR EXISTS (SELECT 1 FROM pinq_jobs BY INDEX pinq_jobs_retrying
+               WHERE queue_id = :queue AND state = 0 AND attempts > 0)
     OR ({NEXT_DUE}) <= :now
 """
 
+EXPIRED = """
+SELECT id, worker, job_ids FROM pinq_leases
+WHERE queue_id = :queue AND expires_at_ms <= :now UNLOCKED
+"""
+
+INSERT_LEASE = """
+INSERT INTO pinq_leases (nonce, queue_id, worker, expires_at_ms, job_ids, remaining, solo)
+VALUES (:nonce, :queue, :worker, :expires, :listed, :remaining, :solo)
+"""
+
 CLAIM = """
-UPDATE jobs SET state = 1, lease_id = ?, attempts = attempts + 1
-WHERE id IN (SELECT value FROM json_each(?))
+UPDATE pinq_jobs SET state = 1, lease_id = :lease, attempts = attempts + 1
+WHERE id = EACH :ids
+"""
+
+RENEW = "UPDATE pinq_leases SET expires_at_ms = :expires WHERE id = :lease AND nonce = :nonce"
+
+# Whatever changes a lease's jobs holds its row first, so that no two do at once.
+FIND_LEASE = """
+SELECT remaining, job_ids, queue_id FROM pinq_leases WHERE id = :lease AND nonce = :nonce LOCKED
 """
 
 SUCCEED = """
-UPDATE jobs SET state = 2, lease_id = NULL, suspect = 0, finished_at_ms = ?, generation = ?
-WHERE id IN (SELECT value FROM json_each(?)) AND lease_id = ?
-RETURNING id
+UPDATE pinq_jobs
+SET state = 2, lease_id = NULL, suspect = 0, finished_at_ms = :now, generation = :generation
+"""
+
+RELEASE = "UPDATE pinq_jobs SET state = 0, lease_id = NULL, attempts = attempts - 1"
+
+HELD = "WHERE id = EACH :ids AND lease_id = :lease"
+
+SHRINK = "UPDATE pinq_leases SET remaining = :remaining WHERE id = :lease"
+
+END_LEASE = "DELETE FROM pinq_leases WHERE id = :lease"
+
+INSERT_EVENT = """
+INSERT INTO pinq_outbox (id, type, source, subject, time_ms, data) VALUES (?, ?, ?, ?, ?, ?)
 """

@@ -3,89 +3,144 @@
 import logging
 import re
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import parse_qsl
 
-from sqlalchemy import URL
+from sqlalchemy import URL, exc, make_url
 
-from pinq.errors import ConfigError, QueueUnavailable, ReadOnlyHome
+from pinq.errors import ConfigError, QueueUnavailable, ReadOnlyHome, SchemaMismatch
 from pinq.queue import migrate
 from pinq.queue.contract import Queue
-from pinq.queue.sql import SqlQueue, machine_clock
+from pinq.queue.database import Database
+from pinq.queue.sql import SqlQueue
 from pinq.queue.sqlite import SqliteDatabase
 from pinq.queue.tables import REVISION
 
 logger = logging.getLogger(__name__)
 
+_POSTGRESQL = ("postgresql", "postgres", "postgresql+psycopg")
+_MYSQL = ("mysql", "mysql+pymysql", "mariadb", "mariadb+pymysql")
+_REDIS = ("redis", "rediss", "redis+cluster", "rediss+cluster")
 
-def open_queue(url: str, *, create: bool = True, clock: Callable[[], int] = machine_clock) -> Queue:
-    """Open the queue at ``url``; an embedded one creates and upgrades itself.
+
+def open_queue(url: str, *, create: bool = True, clock: Callable[[], int] | None = None) -> Queue:
+    """Open the queue at ``url``. An embedded one creates and upgrades itself; a server's
+    is made and upgraded by ``pinq db upgrade`` only.
 
     Args:
-        url: ``sqlite:///path``.
-        create: whether to make the database where there is none.
-        clock: milliseconds since 1970; SQLite has no clock of its own.
+        url: ``sqlite:///path``, ``postgresql://…``, ``mysql://…``, ``mariadb://…`` or
+            ``redis://…``.
+        create: whether to make an embedded database where there is none.
+        clock: milliseconds since 1970; by default the server's, and on SQLite the machine's.
 
     Raises:
-        ConfigError: the URL is not one of a queue.
-        QueueUnavailable: there is none and ``create`` is false, or it is locked.
-        SchemaMismatch: it was made by another version of pinq.
+        ConfigError: the URL is not one of a queue, or the driver for it is not installed.
+        QueueUnavailable: there is none and ``create`` is false, or it cannot be reached.
+        SchemaMismatch: it was made by another version of pinq, or a server's not yet.
         ReadOnlyHome: it cannot be written.
     """
-    parsed = _parse(url)
-    path = Path(parsed.database or "")
-    if not create and not path.exists():
-        raise QueueUnavailable(f"{path}: no queue is here yet; `pinq enqueue` makes one")
-    database = _open(parsed, path)
+    if _scheme(url) in _REDIS:
+        return _redis(url, clock)
+    database = _database(url, clock, create=create)
     try:
-        _upgrade(database)
-        return SqlQueue(database, clock=clock)
+        _prepare(database)
+        return SqlQueue(database)
     except BaseException:
         database.close()
         raise
 
 
 def queue_exists(url: str) -> bool:
-    """Whether an embedded queue has been made at ``url``."""
-    return Path(_parse(url).database or "").exists()
+    """Whether an embedded queue has been made at ``url``; servers are taken to have theirs."""
+    return not _is_embedded(url) or _path(_parse(url)).exists()
 
 
 def upgrade(url: str) -> str:
-    """Create or upgrade the database; returns its revision."""
-    parsed = _parse(url)
-    database = _open(parsed, Path(parsed.database or ""))
-    try:
-        _upgrade(database)
-    finally:
-        database.close()
+    """Create or upgrade the database; returns its revision. Redis needs none."""
+    if _scheme(url) not in _REDIS:
+        with closing(_database(url, None)) as database, database.write() as transaction:
+            migrate.upgrade(transaction)
     return REVISION
 
 
 def current(url: str) -> tuple[str | None, str]:
     """The database's revision (``None``: not made yet) and this code's."""
-    parsed = _parse(url)
-    path = Path(parsed.database or "")
-    if not path.exists():
+    if _scheme(url) in _REDIS:
+        return REVISION, REVISION
+    if not queue_exists(url):
         return None, REVISION
-    database = SqliteDatabase(parsed)
+    with closing(_database(url, None)) as database, database.read() as transaction:
+        return migrate.revision_of(transaction), REVISION
+
+
+def _scheme(url: str) -> str:
+    scheme, mark, _ = url.partition("://")
+    if not mark:
+        raise ConfigError(f"queue = {_hidden(url)} is not a URL such as sqlite:///.pinq/queue.db")
+    if scheme not in ("sqlite", *_POSTGRESQL, *_MYSQL, *_REDIS):
+        raise ConfigError(
+            f"queue = {_hidden(url)}: pinq keeps queues in sqlite:///path, postgresql://, "
+            f"mysql://, mariadb:// or redis://; {scheme!r} is not supported"
+        )
+    return scheme
+
+
+def _is_embedded(url: str) -> bool:
+    return _scheme(url) == "sqlite"
+
+
+def _database(url: str, clock: Callable[[], int] | None, *, create: bool = True) -> Database:
+    if _is_embedded(url):
+        parsed = _parse(url)
+        path = _path(parsed)
+        if not create and not path.exists():
+            raise QueueUnavailable(f"{path}: no queue is here yet; `pinq enqueue` makes one")
+        return _open(parsed, path, clock)
+    server = _parse_server(url)
     try:
-        with database.read() as connection:
-            return migrate.revision_of(connection), REVISION
-    finally:
-        database.close()
+        if _scheme(url) in _POSTGRESQL:
+            from pinq.queue.postgresql import PostgresDatabase
+
+            return PostgresDatabase(server, clock)
+        from pinq.queue.mysql import MysqlDatabase
+
+        return MysqlDatabase(server, clock)
+    except ImportError as error:
+        kind = "postgresql" if _scheme(url) in _POSTGRESQL else "mysql"
+        raise ConfigError(f"queue = {_hidden(url)}: pip install 'pinq[{kind}]' ({error})") from None
+
+
+def _parse_server(url: str) -> URL:
+    try:
+        server = make_url(url)
+        _ = server.port
+    except (exc.ArgumentError, ValueError) as error:
+        raise ConfigError(f"queue = {_hidden(url)} is not a URL: {error}") from None
+    if not server.database:
+        raise ConfigError(
+            f"queue = {_hidden(url)} names no database; for example {_scheme(url)}://host/pinq"
+        )
+    return server
+
+
+def _hidden(url: str) -> str:
+    return repr(re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url))
+
+
+def _redis(url: str, clock: Callable[[], int] | None) -> Queue:
+    try:
+        from pinq.queue.redis.queue import open_redis
+    except ImportError as error:
+        raise ConfigError(f"queue = {_hidden(url)}: pip install 'pinq[redis]' ({error})") from None
+    return open_redis(url, clock=clock)
 
 
 _QUERY = re.compile(r"\w+=[^/&]*(&\w+=[^/&]*)*\Z")
 
 
 def _parse(url: str) -> URL:
-    scheme, mark, rest = url.partition("://")
-    if not mark:
-        raise ConfigError(f"queue = {url!r} is not a URL such as sqlite:///.pinq/queue.db")
-    if scheme != "sqlite":
-        raise ConfigError(
-            f"queue = {url!r}: pinq keeps queues in sqlite:///path; {scheme!r} is not supported"
-        )
+    _, _, rest = url.partition("://")
     # Not by SQLAlchemy's make_url: a path is taken as it stands, whatever is in it.
     path, query = rest.removeprefix("/"), ""
     head, mark, tail = path.rpartition("?")
@@ -96,7 +151,11 @@ def _parse(url: str) -> URL:
     return URL.create("sqlite", database=path, query=dict(parse_qsl(query, keep_blank_values=True)))
 
 
-def _open(parsed: URL, path: Path) -> SqliteDatabase:
+def _path(parsed: URL) -> Path:
+    return Path(parsed.database or "")
+
+
+def _open(parsed: URL, path: Path, clock: Callable[[], int] | None) -> SqliteDatabase:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -114,7 +173,7 @@ def _open(parsed: URL, path: Path) -> SqliteDatabase:
             path,
             kind,
         )
-    return SqliteDatabase(parsed)
+    return SqliteDatabase(parsed, clock)
 
 
 _NETWORK = re.compile(
@@ -144,9 +203,15 @@ def _mounts() -> str:
         return ""
 
 
-def _upgrade(database: SqliteDatabase) -> None:
-    with database.read() as connection:  # without the write lock, where all is well
-        if migrate.revision_of(connection) == REVISION:
-            return
-    with database.write() as connection:
-        migrate.upgrade(connection, str(database.path))
+def _prepare(database: Database) -> None:
+    with database.read() as transaction:  # without the write lock, where all is well
+        found = migrate.revision_of(transaction)
+    if found == REVISION:
+        return
+    if not isinstance(database, SqliteDatabase):
+        has = "holds no queue yet" if found is None else f"has schema revision {found!r}"
+        raise SchemaMismatch(
+            f"{database.name} {has}, and this pinq needs {REVISION!r}: run `pinq db upgrade`"
+        )
+    with database.write() as transaction:
+        migrate.upgrade(transaction)

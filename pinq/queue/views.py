@@ -3,80 +3,48 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, func, select
+from sqlalchemy import Row, select
 
 from pinq.queue import selection
-from pinq.queue.model import Counts, Filter, Job, JobError
-from pinq.queue.selection import each
-from pinq.queue.tables import (
-    DEAD,
-    LEASED,
-    PENDING,
-    STATE,
-    SUCCEEDED,
-    job_errors,
-    jobs,
-    queues,
-)
+from pinq.queue.database import Transaction, each
+from pinq.queue.model import Counts, Filter, Job, JobError, State
+from pinq.queue.tables import STATE, job_errors, jobs, jobs_and_queues, queues
 
 
-def by_key(connection: Connection, queue: str, keys: Sequence[str]) -> list[Job]:
+def by_key(transaction: Transaction, queue: str, keys: Sequence[str]) -> list[Job]:
     """The jobs of ``keys`` in one queue, with their errors."""
-    wanted = each(keys)
-    named = _jobs().where(queues.c.name == queue, jobs.c.key.in_(wanted))
-    return _with_errors(connection, connection.execute(named).all())
+    # In no order: asked for one, a planner may read the whole table in it.
+    named = select(jobs, queues.c.name).select_from(jobs_and_queues).where(queues.c.name == queue)
+    found = transaction.execute(named.where(each(jobs.c.job_key, keys))).all()
+    return _with_errors(transaction, found)
 
 
 def page(
-    connection: Connection, wanted: Filter, now_ms: int, *, after: int, limit: int
+    transaction: Transaction, wanted: Filter, now_ms: int, *, after: int, limit: int
 ) -> list[Job]:
     """The next ``limit`` such jobs in order of arrival, with their errors."""
     chosen = selection.some(wanted, now_ms, after=after, limit=limit)
-    return _with_errors(connection, connection.execute(chosen).all())
+    return _with_errors(transaction, transaction.execute(chosen).all())
 
 
-def counts(connection: Connection, queue: str, now_ms: int) -> Counts:
+def counts(transaction: Transaction, queue: str, now_ms: int) -> Counts:
     """How many jobs of a queue are in each state."""
-    of_queue = select(jobs).join(queues).where(queues.c.name == queue).subquery()
-    by_state: dict[int, int] = dict(
-        connection.execute(select(of_queue.c.state, func.count()).group_by(of_queue.c.state)).all()
-    )
-    scheduled = connection.execute(
-        select(func.count()).where(of_queue.c.state == PENDING, of_queue.c.run_at_ms > now_ms)
-    ).scalar_one()
-    last = (
-        select(func.max(job_errors.c.id).label("id"))
-        .join(of_queue, of_queue.c.id == job_errors.c.job_id)
-        .where(of_queue.c.state == DEAD)
-        .group_by(job_errors.c.job_id)
-        .subquery()
-    )
-    dead_by_class: dict[str, int] = dict(
-        connection.execute(
-            select(job_errors.c["class"], func.count())
-            .join(last, last.c.id == job_errors.c.id)
-            .group_by(job_errors.c["class"])
-        ).all()
-    )
+    whole = Filter(queue=queue)
+    by_state = selection.grouped(transaction, whole, "state", now_ms)
+    scheduled = Filter(queue=queue, states=(State.PENDING,), scheduled=True)
+    dead = Filter(queue=queue, states=(State.DEAD,))
     return Counts(
-        pending=by_state.get(PENDING, 0),
-        scheduled=scheduled,
-        leased=by_state.get(LEASED, 0),
-        succeeded=by_state.get(SUCCEEDED, 0),
-        dead=by_state.get(DEAD, 0),
-        dead_by_class=dead_by_class,
+        **{state.value: by_state.get(state, 0) for state in State},
+        scheduled=selection.count(transaction, scheduled, now_ms),
+        dead_by_class=selection.grouped(transaction, dead, "error", now_ms),
     )
 
 
-def _jobs() -> Select[Any]:
-    return select(jobs, queues.c.name).join(queues)
-
-
-def _with_errors(connection: Connection, rows: Sequence[Row[Any]]) -> list[Job]:
+def _with_errors(transaction: Transaction, rows: Sequence[Row[Any]]) -> list[Job]:
     errors: dict[int, list[JobError]] = {}
-    for error in connection.execute(
+    for error in transaction.execute(
         select(job_errors)
-        .where(job_errors.c.job_id.in_(each([row.id for row in rows])))
+        .where(each(job_errors.c.job_id, [row.id for row in rows]))
         .order_by(job_errors.c.id)
     ).mappings():
         errors.setdefault(error["job_id"], []).append(
@@ -86,7 +54,7 @@ def _with_errors(connection: Connection, rows: Sequence[Row[Any]]) -> list[Job]:
         Job(
             id=row.id,
             queue=row.name,
-            key=row.key,
+            key=row.job_key,
             uri=row.uri,
             state=STATE[row.state],
             priority=row.priority,
@@ -95,6 +63,9 @@ def _with_errors(connection: Connection, rows: Sequence[Row[Any]]) -> list[Job]:
             max_attempts=row.max_attempts,
             enqueued_at_ms=row.enqueued_at_ms,
             finished_at_ms=row.finished_at_ms,
+            body=bytes(row.body),
+            progress=bytes(row.progress),
+            status=row.status,
             errors=tuple(errors.get(row.id, ())),
         )
         for row in rows

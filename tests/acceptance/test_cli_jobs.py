@@ -1,9 +1,12 @@
 """``pinq jobs``: choosing jobs, and changing those that were chosen."""
 
 import json
+from pathlib import Path
 
 import pytest
 
+from pinq.queue.model import NewJob
+from pinq.queue.urls import open_queue
 from tests.acceptance.conftest import Pinq
 
 
@@ -103,3 +106,20 @@ def test_what_chooses_nothing_or_nonsense_changes_nothing(filled: Pinq, words: l
     assert ended.code == 2
     assert "Error: " in ended.err and "Traceback" not in ended.err
     assert len(listed(filled, "--state", "pending")) == 5
+
+
+def test_what_a_job_carries_is_shown_and_chosen_by(pinq: Pinq, tmp_path: Path) -> None:
+    queue = open_queue(f"sqlite:///{tmp_path}/.pinq/queue.db")
+    jobs = [NewJob("a", body=b'{"to": "x"}', status="by hand"), NewJob("b", body=b"\xff\x00")]
+    queue.enqueue("default", jobs)
+    queue.close()
+    shown = pinq("jobs", "show", "a").out
+    assert 'body       11 bytes: {"to": "x"}' in shown and "status     by hand" in shown
+    (record,) = pinq("jobs", "ls", "--body", '*"x"*', "--json").records
+    assert (record["signature"], record["body"], record["status"]) == (
+        "a",
+        '{"to": "x"}',
+        "by hand",
+    )
+    (record,) = pinq("jobs", "show", "b", "--json").records
+    assert record["body_base64"] == "/wA="

@@ -3,8 +3,6 @@
 import json
 import math
 import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -23,35 +21,12 @@ from pinq.queue.model import (
     State,
     Succeeded,
 )
-from pinq.queue.urls import open_queue
 
 from ..conftest import FakeClock
+from .conftest import Open, Q
 
-Open = Callable[[], Queue]
-Q = "pins"
 GONE = Failure(FailureClass.FETCH_GONE, "no such file")
 BUSY = Failure(FailureClass.FETCH_TRANSIENT, "the peer is busy")
-
-
-@pytest.fixture(params=["sqlite"])
-def open_again(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> Iterator[Open]:
-    """Opens the same queue, as another process would."""
-    opened: list[Queue] = []
-
-    def open_one() -> Queue:
-        opened.append(open_queue(f"sqlite:///{tmp_path}/queue.db", clock=clock))
-        return opened[-1]
-
-    yield open_one
-    for queue in opened:
-        queue.close()
-
-
-@pytest.fixture
-def queue(open_again: Open) -> Queue:
-    queue = open_again()
-    queue.declare(Q, source="/pinq/pins", signals=["pdq@1"])
-    return queue
 
 
 def add(queue: Queue, *keys: str, **fields: int) -> list[Outcome]:

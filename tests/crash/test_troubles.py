@@ -130,12 +130,12 @@ def test_a_home_of_a_newer_version_is_refused_and_left_alone(
     home.make_images(20)
     assert home.pinq("run", str(home.images))[0] == 0
     database = sqlite3.connect(home.home / "queue.db")
-    database.execute("UPDATE alembic_version SET version_num = 'ffff'")
+    database.execute("UPDATE pinq_revision SET version_num = 'ffff'")
     database.commit()
     for command in (("run", str(home.images)), ("jobs", "ls"), ("db", "upgrade")):
         code, said = home.pinq(*command)
         assert code == FAILED and "newer pinq" in said, said
-    database.execute(f"UPDATE alembic_version SET version_num = '{REVISION}'")
+    database.execute(f"UPDATE pinq_revision SET version_num = '{REVISION}'")
     database.commit()
     database.close()
     home.look(deaths=0, jobs=20)

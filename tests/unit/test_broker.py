@@ -208,8 +208,10 @@ def test_a_stop_finishes_the_batch_in_hand_and_releases_the_rest(
 
 def test_a_stopping_consumer_does_not_spin(queue: Queue) -> None:
     broker = QueueBroker(queue, worker="test", lease_seconds=60, patience_seconds=1)
+    dramatiq.actor(actor_name="work", queue_name=Q, broker=broker, batch_size=4)(succeed_all)
+    consumer = broker.consume(Q, timeout=60_000)
     broker.stop_leasing()
-    asking = threading.Thread(target=broker.lease, args=(Q, 4, 60))
+    asking = threading.Thread(target=next, args=(consumer,))
     asking.start()
     asking.join(0.1)
     assert asking.is_alive()  # dramatiq would ask again at once
@@ -268,12 +270,6 @@ def test_a_full_disk_is_waited_out_and_then_ends_the_worker(
     running = start(succeed_all)
     running.until(lambda: bool(running.finished or running.fatal))
     assert running.finished, "it came back within the patience"
-
-
-def test_an_ordinary_actor_is_refused_with_what_to_do(queue: Queue) -> None:
-    broker = QueueBroker(queue, worker="test")
-    with pytest.raises(QueueError, match="batch_size"):
-        dramatiq.actor(actor_name="plain", broker=broker)(lambda: None)
 
 
 def test_a_queue_feeds_one_batch_actor(queue: Queue) -> None:

@@ -1,15 +1,26 @@
 """Settings: what is found, what is refused, and in which words."""
 
 import dataclasses
+import math
 import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
 from pinq import config
-from pinq.config import MediaSettings, PipelineSettings, Settings, SignalSettings, WorkerSettings
+from pinq.config import (
+    MediaSettings,
+    PeriodicSettings,
+    PipelineSettings,
+    RetentionSettings,
+    Settings,
+    SignalSettings,
+    WorkerSettings,
+)
 from pinq.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -123,8 +134,8 @@ def test_settings_are_frozen() -> None:
         ("[worker]\nbatch_size = 6.5", ["worker.batch_size", "a whole number, not a number"]),
         ("[worker]\nbatch_size = true", ["worker.batch_size", "not true or false"]),
         ("[worker]\nlease_seconds = true", ["worker.lease_seconds", "a number"]),
-        ("[worker]\nlease_seconds = nan", ["worker.lease_seconds", "finite"]),
-        ("[worker]\nlease_seconds = inf", ["worker.lease_seconds", "finite"]),
+        ("[worker]\nlease_seconds = nan", ["worker.lease_seconds = nan is no number"]),
+        ("[worker]\nlease_seconds = inf", ["worker.lease_seconds = inf", "0.1 to 86400"]),
         ("[worker]\nlease_seconds = 1979-05-27", ["worker.lease_seconds", "a date"]),
         ("[worker]\nbatch_size = 0", ["worker.batch_size = 0", "1 to 4096"]),
         ("[worker]\ndevice = 'gpu'", ["worker.device = 'gpu'", "cuda:N"]),
@@ -156,6 +167,13 @@ def test_settings_are_frozen() -> None:
         ("[signals.mine]\nuse = 'm'", ["signals.mine.use = 'm'", "module:attribute"]),
         ("[signals.mine]\nuse = 'm..n:a'", ["signals.mine.use"]),
         ("[signals.mine]\nuse = 'm:a'\nversion = 0", ["signals.mine.version = 0"]),
+        ("[retention]\nsucceeded_hours = -1", ["retention.succeeded_hours = -1", "0 to inf"]),
+        ("[retention]\ndead_hours = nan", ["retention.dead_hours"]),
+        ("[retention]\ndead_hours = 'inf'", ["retention.dead_hours", "a number, not a string"]),
+        ("[retention]\ndead_days = 7", ["retention.dead_days", "did you mean 'dead_hours'?"]),
+        ("dead_hours = 7", ["dead_hours", "belongs in [retention]"]),
+        ("periodic = {}", ["periodic is empty"]),
+        ("[periodic.a]\nuri = 'u'", ["periodic.a.cron is missing"]),
         ("x = = 1", ["not valid TOML", "line 1"]),
     ],
 )
@@ -165,6 +183,73 @@ def test_what_is_wrong_is_named_with_the_file_the_key_and_what_would_do(
     message = refusal(text)
     for word in words:
         assert word in message
+
+
+IMAGE = "[periodic.a]\ncron = '0 3 * * *'\nuri = 'http://h/a'\n"
+MESSAGE = "[periodic.a]\ncron = '0 3 * * *'\nactor = 'dump'\nqueue = 'tasks'\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (IMAGE.replace("0 3 * * *", "0 3 * *"), [".cron = '0 3 * *'", "five fields", "not 4"]),
+        (IMAGE.replace("0 3", "0 24"), [".cron", "bad hour; it is 0-23", '"0 3 * * *"']),
+        (IMAGE + "timezone = 'europe/berlin'", [".timezone", "did you mean 'Europe/Berlin'?"]),
+        (IMAGE + "timezone = ''", [".timezone = ''", "for example"]),
+        (IMAGE + "pipeline = 'defalt'", ["'defalt' is no pipeline; did you mean 'default'?"]),
+        (IMAGE + "[pipelines.pins]", [".pipeline = 'default' is no pipeline", "have: pins"]),
+        (IMAGE + "priority = 0", [".priority = 0", "1 (first) to 9"]),
+        (IMAGE + "actor = 'dump'", ["a uri, for an image, or an actor", "one of the two"]),
+        (IMAGE + "args = [1]", [".args goes with an actor"]),
+        (IMAGE + "kwargs = {a = 1}", [".kwargs goes with an actor"]),
+        (IMAGE + "queue = 'tasks'", [".queue goes with an actor"]),
+        (IMAGE.replace("h/a", "{name}"), [".uri", "{tick} and no other braces"]),
+        (IMAGE + "crom = 'x'", ["periodic.a.crom", "did you mean 'cron'?"]),
+        ("[periodic.a]\ncron = '0 3 * * *'", ["periodic.a needs a uri"]),
+        ("[periodic.'a b']", ["periodic.'a b'", "is no name"]),
+        (MESSAGE + "pipeline = 'pins'", [".pipeline goes with a uri"]),
+        (MESSAGE.replace("tasks", "default"), [".queue = 'default' is a pipeline's"]),
+        (MESSAGE.replace("tasks", "1st"), [".queue = '1st' is no name"]),
+        (MESSAGE.replace("dump", ""), [".actor is empty"]),
+        (MESSAGE + "args = 3", [".args = 3 should be a list"]),
+        (MESSAGE + "kwargs = []", [".kwargs = [] should be a table"]),
+        (MESSAGE + "args = [2026-01-01]", ["sent as JSON", "date"]),
+    ],
+)
+def test_what_is_wrong_with_a_periodic_job_is_told_when_the_settings_are_read(
+    text: str, words: list[str]
+) -> None:
+    message = refusal(text)
+    assert "periodic." in message
+    for word in words:
+        assert word in message
+
+
+def test_without_any_time_zones_it_is_told_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pinq.periodic.available_timezones", set)
+    assert load(IMAGE + "timezone = 'UTC'").periodic["a"].timezone == "UTC"
+    assert "pip install tzdata" in refusal(IMAGE + "timezone = 'Mars'")
+
+
+def test_a_periodic_image_or_message_is_read(tmp_path: Path) -> None:
+    text = IMAGE.replace("http://h/a", "cams/{tick}.jpg") + "timezone = 'Europe/Berlin'"
+    assert load(text).periodic["a"] == PeriodicSettings(
+        cron="0 3 * * *", timezone="Europe/Berlin", uri=f"file://{tmp_path}/cams/{{tick}}.jpg"
+    )
+    entry = load(MESSAGE + "args = [1, 'two', [3]]\nkwargs = {deep = true}").periodic["a"]
+    assert (entry.args, entry.kwargs) == ((1, "two", [3]), {"deep": True})
+
+
+def test_inf_keeps_jobs_for_ever() -> None:
+    settings = load("[retention]\nsucceeded_hours = 0\ndead_hours = inf")
+    assert settings.retention == RetentionSettings(0.0, math.inf)
+
+
+def test_without_periodic_jobs_reading_the_settings_loads_no_cron() -> None:
+    heavy = "{'cronsim', 'zoneinfo'}"
+    program = f"import sys, pinq.config as c; c.load(); print(*({heavy} & sys.modules.keys()))"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (loaded.stdout.split(), loaded.stderr) == ([], "")
 
 
 def test_a_file_that_is_not_text_is_refused() -> None:
@@ -220,6 +305,8 @@ def test_every_key_stands_in_the_reference_with_its_default() -> None:
         "`[media]`": MediaSettings,
         "`[pipelines.NAME]`": PipelineSettings,
         "`[signals.NAME]`": SignalSettings,
+        "`[retention]`": RetentionSettings,
+        "`[periodic.NAME]`": PeriodicSettings,
     }
     for title, settings in tables.items():
         (section,) = (each for each in sections if each.startswith(title + "\n"))

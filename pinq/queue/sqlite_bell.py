@@ -9,12 +9,12 @@ asked repeatedly, ever more slowly, until it has changed. Elsewhere it is polled
 
 import ctypes
 import os
-import select
 import sqlite3
 import sys
-import threading
 import time
 from pathlib import Path
+
+from pinq.queue.bell import Bell
 
 _IN_MODIFY = 0x2
 _IN_CLOEXEC = 0o2000000
@@ -42,60 +42,14 @@ def _watch(path: Path) -> int | None:
     return descriptor
 
 
-class Doorbell:
-    """Counts commits to one SQLite database. Threads wait for the count to change."""
+class FileBell(Bell):
+    """Hears of commits to one SQLite database."""
 
     def __init__(self, database: Path) -> None:
+        super().__init__()
         self._database = database
-        self._changed = threading.Condition()
-        self._count = 1
-        self._waiting = 0
-        self._closed = False
-        self._thread: threading.Thread | None = None
-        self._end_read, self._end_write = os.pipe()
 
-    def wait(self, seen: int, timeout_seconds: float) -> int:
-        """Block until the count is not ``seen``, or the timeout; return the count."""
-        deadline = time.monotonic() + timeout_seconds
-        with self._changed:
-            if self._count != seen or timeout_seconds <= 0 or self._closed:
-                return self._count
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._listen, name="pinq-doorbell", daemon=True
-                )
-                self._thread.start()
-            self._waiting += 1
-            self._changed.notify_all()
-            try:
-                while self._count == seen and not self._closed:
-                    remaining = deadline - time.monotonic()
-                    if remaining <= 0:
-                        break
-                    self._changed.wait(remaining)
-            finally:
-                self._waiting -= 1
-            return self._count
-
-    def ring(self) -> None:
-        """Say that this process has committed."""
-        with self._changed:
-            self._count += 1
-            self._changed.notify_all()
-
-    def close(self) -> None:
-        """Wake everybody and end; safe to call twice."""
-        with self._changed:
-            if self._closed:
-                return
-            self._closed = True
-            self._changed.notify_all()
-        os.close(self._end_write)
-        if self._thread is not None:
-            self._thread.join()
-        os.close(self._end_read)
-
-    def _listen(self) -> None:
+    def listen(self) -> None:
         connection = sqlite3.connect(self._database, isolation_level=None)
         descriptor = None
         try:
@@ -103,10 +57,6 @@ class Doorbell:
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
             descriptor = _watch(Path(f"{self._database}-wal"))
             self._follow(connection, descriptor)
-        except (sqlite3.Error, OSError):
-            # The queue's own next verb meets the same trouble and says so; until
-            # then waiting degrades to the callers' timeouts.
-            return
         finally:
             connection.close()
             if descriptor is not None:
@@ -116,23 +66,18 @@ class Doorbell:
         version = -1
         expect_until = 0.0
         pause = _POLL_SECONDS
-        while True:
-            with self._changed:
-                while not self._waiting and not self._closed:
-                    self._changed.wait()
-                if self._closed:
-                    return
+        while self.wanted():
             (now_version,) = connection.execute("PRAGMA data_version").fetchone()
             if now_version != version:
                 self.ring()
                 version = now_version
                 expect_until = 0.0
             if descriptor is None:
-                select.select([self._end_read], [], [], _POLL_SECONDS)
+                self.pause(_POLL_SECONDS)
                 continue
             expecting = time.monotonic() < expect_until
             pause = min(pause * 1.5, 0.01) if expecting else _SAFETY_SECONDS
-            if descriptor in select.select([descriptor, self._end_read], [], [], pause)[0]:
+            if self.heard(descriptor, pause):
                 os.read(descriptor, 65536)
                 expect_until = time.monotonic() + _EXPECT_SECONDS
                 pause = 0.0003

@@ -1,0 +1,340 @@
+"""What the queue asks of an SQL database, and how its statements are spelled for each.
+
+A statement is written once, with named parameters (``:now``) and a few words that stand
+for what databases spell differently:
+
+=====================  ===================================================================
+``= EACH :ids``        one of the numbers of a JSON array: one parameter a batch
+``= EACH TEXT :keys``  the same of strings
+``BY INDEX name``      says which index to read, where the planner must be told
+``LOCKED``             at a SELECT's end: lock its rows, waiting for whoever holds them
+``UNLOCKED``           lock those rows that nobody else holds, and leave out the others
+``KEPT``               lock them against being deleted
+``NOW``                the time of the database's clock, in milliseconds
+``?``                  a parameter by place, for many rows
+=====================  ===================================================================
+"""
+
+import functools
+import json
+import random
+import re
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
+
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Connection,
+    CursorResult,
+    Engine,
+    String,
+    Table,
+    bindparam,
+    event,
+    exc,
+)
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+
+from pinq.errors import InvalidInput, QueueUnavailable
+from pinq.queue.bell import Bell
+from pinq.queue.model import NewJob
+
+if TYPE_CHECKING:
+    Rows = CursorResult[*tuple[Any, ...]]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_REDO = 20
+_IDLE_SECONDS = 0.5
+_REDO_PAUSE_SECONDS = 0.005
+
+
+class Conflict(QueueUnavailable):
+    """Two transactions stood in each other's way; this one was undone and can be redone."""
+
+
+def redone(verb: Callable[P, T]) -> Callable[P, T]:
+    """Have a verb that met a conflict done again: a deadlock has one loser, who did nothing."""
+
+    @functools.wraps(verb)
+    def again(*args: P.args, **kwargs: P.kwargs) -> T:
+        for _ in range(_REDO):
+            try:
+                return verb(*args, **kwargs)
+            except Conflict:
+                time.sleep(random.uniform(0, _REDO_PAUSE_SECONDS))
+        return verb(*args, **kwargs)
+
+    return again
+
+
+def look_after_idling(engine: Engine) -> None:
+    """Have a connection that has been idle looked at before it is used.
+
+    A server that was restarted, or a firewall, has closed it, and whoever uses it next would
+    be told that the queue is unavailable. To look every time costs every verb a message.
+    """
+
+    @event.listens_for(engine, "checkin")
+    def _on_checkin(_connection: Any, record: Any) -> None:
+        record.info["used_at"] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def _on_checkout(connection: Any, record: Any, _proxy: Any) -> None:
+        now = time.monotonic()
+        if now - record.info.get("used_at", now) < _IDLE_SECONDS:
+            return
+        try:
+            engine.dialect.do_ping(connection)
+        except engine.dialect.loaded_dbapi.Error as error:
+            raise exc.InvalidatePoolError from error  # all that are as old go too
+
+
+class Database(ABC):
+    """One SQL database: transactions, time, errors, and what has a spelling of its own."""
+
+    name: str
+    """For messages; without a password."""
+    dialect: str
+    one_writer = False
+    """Whether writers wait for each other, so that it pays to look before writing."""
+    bell: Bell
+    words: ClassVar[Mapping[str, str]]
+    """Expressions for the words above, and how they are spelled; applied in this order."""
+
+    def __init__(self, engine: Engine, clock: Callable[[], int] | None) -> None:
+        self._engine = engine
+        self.clock = clock
+        self._spelled: dict[str, str] = {}
+
+    # --- transactions -----------------------------------------------------------
+
+    @contextmanager
+    def read(self) -> Iterator["Transaction"]:
+        """To look only."""
+        with self.explained(), self._engine.connect() as connection, connection.begin():
+            yield Transaction(connection, self)
+
+    @contextmanager
+    def write(self) -> Iterator["Transaction"]:
+        """Committed and durable on leaving, or rolled back."""
+        with self.explained(), self._engine.connect() as connection:
+            with connection.begin():
+                transaction = Transaction(connection, self)
+                yield transaction
+            if transaction.rings:
+                self.bell.ring()
+
+    @contextmanager
+    def joined(self, connection: Connection) -> Iterator["Transaction"]:
+        """Inside the caller's own transaction, which the caller ends."""
+        if connection.dialect.name != self.dialect:
+            raise InvalidInput(
+                f"a connection to {connection.dialect.name} cannot join the queue in {self.name}"
+            )
+        with self.explained():
+            yield Transaction(connection, self)
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Turn the driver's errors into pinq's."""
+        try:
+            yield
+        except exc.DBAPIError as error:
+            raise self.explain(error) from error
+        except exc.TimeoutError as error:
+            raise QueueUnavailable(f"no connection to the queue became free: {error}") from error
+
+    @abstractmethod
+    def explain(self, error: exc.DBAPIError) -> Exception:
+        """The exception that says what happened and what to do."""
+
+    def now_ms(self) -> int:
+        """The time, outside of any transaction."""
+        if self.clock is not None:
+            return self.clock()
+        with self.read() as transaction:
+            return self.time_in(transaction)
+
+    def time_in(self, transaction: "Transaction") -> int:
+        """The time as the database has it now, not when the transaction began."""
+        if self.clock is not None:
+            return self.clock()
+        return int(transaction.run("SELECT NOW").scalar_one())
+
+    def tell(self, transaction: "Transaction") -> None:  # noqa: B027 - most need do nothing
+        """Have other processes told of this transaction's commit."""
+
+    def close(self) -> None:
+        """Close connections; safe to call twice."""
+        self.bell.close()
+        self._engine.dispose()
+
+    @abstractmethod
+    def holds(self, transaction: "Transaction", table: str) -> bool:
+        """Whether the database has that table."""
+
+    # --- spelling ---------------------------------------------------------------
+
+    def spelled(self, statement: str) -> str:
+        """A statement as this database's driver takes it."""
+        known = self._spelled.get(statement)
+        if known is None:
+            known = statement
+            for word, spelling in self.words.items():
+                known = re.sub(word, spelling, known)
+            self._spelled[statement] = known
+        return known
+
+    def bound(self, values: Any) -> Any:
+        """The values of a statement's parameters as this database's driver takes them."""
+        return values
+
+    @abstractmethod
+    def insert_jobs(
+        self,
+        transaction: "Transaction",
+        queue_id: int,
+        now_ms: int,
+        jobs: Collection[NewJob],
+        *,
+        forced: bool,
+    ) -> Collection[str]:
+        """Insert jobs with distinct keys, except those that exist; the keys that are new."""
+
+    @abstractmethod
+    def insert_missing(self, transaction: "Transaction", table: Table, **values: Any) -> None:
+        """Insert a row unless its name is there."""
+
+    def insert_lease(self, transaction: "Transaction", statement: str, **values: Any) -> int:
+        """Insert a row and tell its id."""
+        return int(transaction.run(statement + " RETURNING id", values).scalar_one())
+
+    def changed(
+        self, transaction: "Transaction", update: str, where: str, values: Mapping[str, Any]
+    ) -> Sequence[int]:
+        """Update jobs; the ids of those that there were."""
+        return transaction.run(f"{update} {where} RETURNING id", values).scalars().all()
+
+    @abstractmethod
+    def due(
+        self, transaction: "Transaction", queue_id: int, now_ms: int, limit: int
+    ) -> Sequence[Any]:
+        """The next due jobs, as ``statements.COLUMNS``, locked against other workers."""
+
+
+class Transaction:
+    """A connection in a transaction, and what the database knows about it."""
+
+    __slots__ = ("connection", "database", "execute", "rings")
+
+    def __init__(self, connection: Connection, database: Database) -> None:
+        self.connection = connection
+        self.database = database
+        self.execute: Callable[..., Rows] = connection.execute
+        self.rings = False
+
+    def run(
+        self, statement: str, values: Mapping[str, Any] | Sequence[tuple[Any, ...]] = ()
+    ) -> "Rows":
+        """Run a statement of ``statements.py`` by the driver: no compiler in between."""
+        spelled = self.database.spelled(statement)
+        bound = self.database.bound(values)
+        return self.connection.exec_driver_sql(spelled, bound or None)
+
+    def now_ms(self) -> int:
+        """The time now."""
+        return self.database.time_in(self)
+
+    def ring(self) -> None:
+        """Tell whoever waits, once this is committed. To be called last."""
+        self.database.tell(self)
+        self.rings = True
+
+
+# --- the same words, for SQLAlchemy's expressions ---------------------------------------
+
+
+class _Each(FunctionElement[bool]):
+    inherit_cache = True
+    name = "each"
+
+
+def each(column: ColumnElement[Any], values: Collection[Any] | str) -> ColumnElement[bool]:
+    """Whether the column's value is in a list, or in a JSON array."""
+    as_text = values if isinstance(values, str) else json.dumps(list(values))
+    listed = json.loads(values) if isinstance(values, str) else list(values)
+    return _Each(
+        column,
+        bindparam(None, as_text, String),
+        bindparam(None, listed, ARRAY(column.type)),
+        bindparam(None, listed, column.type, expanding=True),
+    )
+
+
+@compiles(_Each, "sqlite")
+def _each_sqlite(element: _Each, compiler: Any, **kw: Any) -> str:
+    column, as_text, _, _ = (clause for clause in element.clauses)
+    listed = compiler.process(as_text, **kw)
+    return f"{compiler.process(column, **kw)} IN (SELECT value FROM json_each({listed}))"
+
+
+@compiles(_Each, "postgresql")
+def _each_postgresql(element: _Each, compiler: Any, **kw: Any) -> str:
+    column, _, as_array, _ = (clause for clause in element.clauses)
+    return f"{compiler.process(column, **kw)} = ANY({compiler.process(as_array, **kw)})"
+
+
+@compiles(_Each, "mysql", "mariadb")
+def _each_mysql(element: _Each, compiler: Any, **kw: Any) -> str:
+    # Many parameters: MariaDB reads the whole table for an UPDATE with a subquery.
+    column, _, _, as_many = (clause for clause in element.clauses)
+    return f"{compiler.process(column, **kw)} IN {compiler.process(as_many, **kw)}"
+
+
+class _Like(FunctionElement[bool]):
+    inherit_cache = True
+    name = "pattern"
+
+
+class _LikeBytes(_Like):
+    inherit_cache = True
+    name = "bytes_pattern"
+
+
+_TO_LIKE = {"*": "%", "?": "_", "%": "|%", "_": "|_", "|": "||"}
+
+
+def matches(column: ColumnElement[Any], pattern: str | bytes) -> ColumnElement[bool]:
+    """Whether the whole value is as the pattern: ``*`` is anything, ``?`` one character."""
+    kind = column.type
+    if isinstance(pattern, str):
+        like = "".join(_TO_LIKE.get(each, each) for each in pattern)
+        glob = pattern.replace("[", "[[]")  # GLOB knows [sets] too, ours does not
+        return _Like(column, bindparam(None, glob, kind), bindparam(None, like, kind))
+    text = "".join(_TO_LIKE.get(each, each) for each in pattern.decode("latin-1"))
+    return _LikeBytes(
+        column, bindparam(None, pattern, kind), bindparam(None, text.encode("latin-1"), kind)
+    )
+
+
+@compiles(_Like, "sqlite")
+def _like_sqlite(element: _Like, compiler: Any, **kw: Any) -> str:
+    column, glob, _ = element.clauses
+    column, glob = compiler.process(column, **kw), compiler.process(glob, **kw)
+    if isinstance(element, _LikeBytes):  # sqlite.py makes it: GLOB ends at a zero byte
+        return f"pinq_bytes_match({glob}, {column})"
+    return f"({column} GLOB {glob})"
+
+
+@compiles(_Like)
+def _like(element: _Like, compiler: Any, **kw: Any) -> str:
+    column, _, like = element.clauses
+    column, like = compiler.process(column, **kw), compiler.process(like, **kw)
+    return f"({column} LIKE {like} ESCAPE '|')"

@@ -1,0 +1,98 @@
+"""Lease, step by step."""
+
+import json
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Row
+
+from pinq.queue import attempts, controls, statements
+from pinq.queue.controls import QueueRow
+from pinq.queue.database import Transaction
+from pinq.queue.model import Lease, LeasedJob
+
+
+def take_back(transaction: Transaction, queue: QueueRow, worker: str) -> QueueRow:
+    """End a queue's expired leases; the queue as it is then."""
+    if queue.first_expiry_ms is None or queue.first_expiry_ms > queue.now_ms:
+        return queue
+    attempts.take_back_expired(transaction, queue, queue.now_ms)
+    return controls.find_to_lease(transaction, queue.name, worker) or queue
+
+
+def choose(
+    transaction: Transaction, queues: Sequence[QueueRow], limit: int
+) -> list[tuple[QueueRow, Sequence[Row[Any]]]]:
+    """What the worker, for whom the queues were found, may lease now, by queue."""
+    if not queues or queues[-1].solo:
+        return []
+    held = queues[-1].held
+    due: list[tuple[QueueRow, Row[Any]]] = []
+    for queue in queues:
+        admitted = controls.admitted(transaction, queue, limit, queue.now_ms)
+        if admitted:
+            rows = transaction.database.due(transaction, queue.id, queue.now_ms, admitted)
+            due.extend((queue, job) for job in rows)
+    if len(queues) > 1:
+        due.sort(key=lambda found: (found[1].priority, found[1].run_at_ms, found[1].id))
+    due = _until_suspect(due[:limit])
+    if due and due[0][1].suspect and held:
+        return []  # until what this worker holds is answered
+    by_queue: dict[QueueRow, list[Row[Any]]] = {}
+    for queue, job in due:
+        by_queue.setdefault(queue, []).append(job)
+    return list(by_queue.items())
+
+
+def _until_suspect(due: list[tuple[QueueRow, Row[Any]]]) -> list[tuple[QueueRow, Row[Any]]]:
+    """A suspect alone, or what comes before the first one."""
+    for index, (_, job) in enumerate(due):
+        if job[-1]:
+            return due[: max(index, 1)]
+    return due
+
+
+def claim(
+    transaction: Transaction,
+    queue: QueueRow,
+    rows: Sequence[Row[Any]],
+    worker: str,
+    expires_at_ms: int,
+) -> str:
+    """Give jobs of one queue to a worker; returns the lease's token."""
+    ids = json.dumps([row[0] for row in rows])
+    nonce = secrets.token_hex(8)
+    lease_id = transaction.database.insert_lease(
+        transaction,
+        statements.INSERT_LEASE,
+        nonce=nonce,
+        queue=queue.id,
+        worker=worker,
+        expires=expires_at_ms,
+        listed=ids,
+        remaining=len(rows),
+        solo=rows[0][-1],
+    )
+    transaction.run(statements.CLAIM, {"lease": lease_id, "ids": ids})
+    return f"{lease_id}-{nonce}"
+
+
+def as_lease(queue: QueueRow, rows: Sequence[Row[Any]], token: str, expires_at_ms: int) -> Lease:
+    """What the worker is told."""
+    leased = tuple(LeasedJob._make(row[:-2]) for row in rows)
+    return Lease(token=token, queue=queue.name, expires_at_ms=expires_at_ms, jobs=leased)
+
+
+def next_due_ms(transaction: Transaction, queue: str) -> tuple[int | None, int]:
+    """When something could next be leased from a queue, and what time it is."""
+    found = controls.find_to_lease(transaction, queue, "")
+    if found is None:
+        return None, 0
+    expiry = found.first_expiry_ms
+    admits = controls.admits_at_ms(transaction, found, found.now_ms)
+    if admits is None:
+        return expiry, found.now_ms
+    due: int | None = transaction.run(statements.NEXT_DUE, {"queue": found.id}).scalar()
+    times = [expiry, None if due is None else max(due, admits)]
+    return min((time for time in times if time is not None), default=None), found.now_ms

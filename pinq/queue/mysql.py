@@ -1,0 +1,216 @@
+"""MySQL 8.0.19 and later, MariaDB 10.6 and later, by PyMySQL: ``SKIP LOCKED``, and a polled
+bell, since neither tells anybody of a commit.
+"""
+
+import json
+import secrets
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, ClassVar
+
+import pymysql
+from sqlalchemy import URL, Table, create_engine, exc
+from sqlalchemy.dialects.mysql import insert
+
+from pinq.errors import (
+    ConfigError,
+    InvalidInput,
+    QueueError,
+    QueueUnavailable,
+    SchemaMismatch,
+    StorageFull,
+)
+from pinq.queue import statements
+from pinq.queue.bell import Bell
+from pinq.queue.database import Conflict, Database, Transaction, look_after_idling
+from pinq.queue.model import NewJob
+
+_CONNECT = {"connect_timeout": 10, "read_timeout": 60, "write_timeout": 60, "charset": "utf8mb4"}
+# A start within 5 ms, in the middle, for a twentieth of a core while somebody waits.
+_POLL_SECONDS = 0.005
+_INSERT_ROWS = 500
+
+_COLUMNS = statements.INSERTED + ", lease_id"
+_ROW = "(" + ", ".join(["%s"] * len(_COLUMNS.split(","))) + ")"
+_RING = "INSERT INTO pinq_bell VALUES (1, 1) ON DUPLICATE KEY UPDATE rings = rings + 1"
+
+
+class MysqlDatabase(Database):
+    """Connections to one MySQL or MariaDB database."""
+
+    words: ClassVar = {
+        r"= EACH (?:TEXT )?:(\w+)": r"IN %(\1)s",
+        r"\bNOW\b": "CAST(UNIX_TIMESTAMP(SYSDATE(3)) * 1000 AS SIGNED)",
+        r"BY INDEX (\w+)": r"FORCE INDEX (\1)",
+        r"\bLOCKED\b": "FOR UPDATE",
+        r"\bUNLOCKED\b": "FOR UPDATE SKIP LOCKED",
+        r"\bKEPT\b": "LOCK IN SHARE MODE",
+        r":(\w+)": r"%(\1)s",
+        r"\?": "%s",
+    }
+
+    def __init__(self, url: URL, clock: Callable[[], int] | None = None) -> None:
+        self.name = url.render_as_string(hide_password=True)
+        self.dialect = url.get_backend_name()
+        engine = create_engine(
+            url.set(drivername=f"{self.dialect}+pymysql"),
+            connect_args={
+                **_CONNECT,
+                "init_command": "SET SESSION innodb_lock_wait_timeout = 10",
+            },
+            pool_size=8,
+            max_overflow=32,
+            isolation_level="READ COMMITTED",
+        )
+        look_after_idling(engine)
+        super().__init__(engine, clock)
+        self.bell = _PolledBell(self._connect_to_poll)
+
+    def tell(self, transaction: Transaction) -> None:
+        transaction.run(_RING)
+
+    def holds(self, transaction: Transaction, table: str) -> bool:
+        asked = {"table": table}
+        found = (
+            "SELECT count(*) FROM information_schema.tables"
+            " WHERE table_schema = DATABASE() AND table_name = :table"
+        )
+        return bool(transaction.run(found, asked).scalar())
+
+    def _connect_to_poll(self) -> "pymysql.Connection[Any]":
+        arguments, options = self._engine.dialect.create_connect_args(self._engine.url)
+        return pymysql.connect(*arguments, **{**_CONNECT, **options}, autocommit=True)
+
+    # --- spelling -----------------------------------------------------------------
+
+    def bound(self, values: Any) -> Any:
+        """JSON arrays become lists, which PyMySQL spells out.
+
+        MariaDB reads the whole table for an UPDATE with a subquery instead.
+        """
+        if not isinstance(values, dict):
+            return values
+        return {
+            name: (json.loads(value) or [None]) if name in ("ids", "keys") else value
+            for name, value in values.items()
+        }
+
+    def insert_jobs(
+        self,
+        transaction: Transaction,
+        queue_id: int,
+        now_ms: int,
+        jobs: Collection[NewJob],
+        *,
+        forced: bool,
+    ) -> Collection[str]:
+        # Rows of this call are known by a mark that no lease has: ids are positive.
+        mark = -secrets.randbits(62) - 1
+        rows = [
+            (
+                queue_id,
+                job.key,
+                0,
+                job.priority,
+                job.run_at_ms or now_ms,
+                0,
+                job.max_attempts,
+                0,
+                0,
+                int(forced),
+                int(job.verify),
+                now_ms,
+                job.uri,
+                job.etag,
+                job.body,
+                b"",
+                job.status,
+                mark,
+            )
+            for job in jobs
+        ]
+        for start in range(0, len(rows), _INSERT_ROWS):
+            some = rows[start : start + _INSERT_ROWS]
+            transaction.connection.exec_driver_sql(
+                f"INSERT INTO pinq_jobs ({_COLUMNS}) VALUES {', '.join([_ROW] * len(some))}"
+                " ON DUPLICATE KEY UPDATE state = state",
+                tuple(value for row in some for value in row),
+            )
+        marked = {"queue": queue_id, "mark": mark, "keys": json.dumps([job.key for job in jobs])}
+        inserted = (
+            "SELECT job_key FROM pinq_jobs WHERE queue_id = :queue"
+            " AND job_key = EACH TEXT :keys AND lease_id = :mark"
+        )
+        return transaction.run(inserted, marked).scalars().all()
+
+    def insert_missing(self, transaction: Transaction, table: Table, **values: Any) -> None:
+        adding = insert(table).values(**values)
+        transaction.execute(adding.on_duplicate_key_update(name=table.c.name))
+
+    def insert_lease(self, transaction: Transaction, statement: str, **values: Any) -> int:
+        return int(transaction.run(statement, values).lastrowid)
+
+    def changed(
+        self, transaction: Transaction, update: str, where: str, values: Any
+    ) -> Sequence[int]:
+        found = transaction.run(f"SELECT id FROM pinq_jobs {where} LOCKED", values)
+        ids = list(found.scalars())
+        if ids:
+            transaction.run(f"{update} {where}", values)
+        return ids
+
+    def due(
+        self, transaction: Transaction, queue_id: int, now_ms: int, limit: int
+    ) -> Sequence[Any]:
+        # By the priority: locked rows in a derived table are not MariaDB's.
+        asked = {"queue": queue_id, "now": now_ms, "limit": limit}
+        rows: list[Any] = []
+        for priority in transaction.run(statements.DUE_PRIORITIES, asked).scalars().all():
+            asked["limit"] = limit - len(rows)
+            one = statements.DUE_OF.format(priority=priority)
+            rows.extend(transaction.run(one, asked).all())
+            if len(rows) == limit:
+                break
+        return rows
+
+    # --- errors -------------------------------------------------------------------
+
+    def explain(self, error: exc.DBAPIError) -> Exception:
+        arguments = getattr(error.orig, "args", ())
+        code = arguments[0] if arguments and isinstance(arguments[0], int) else 0
+        said = f"{self.name}: {error.orig}"
+        if code in (1213, 1205, 1452, 1020):  # deadlock, lock wait, a queue just deleted, changed
+            return Conflict(said)
+        if code in (1021, 1114, 1026, 3):
+            return StorageFull(f"{said}: no space left for the queue; free some and run again")
+        if code == 1146:
+            return SchemaMismatch(f"{said}: run `pinq db upgrade`")
+        if code in (1290, 1792, 1836):
+            return QueueUnavailable(f"{said}: the server takes no writes; is it a replica?")
+        if code in (1044, 1045, 1049, 1130, 1698):
+            return ConfigError(f"{said}: check the queue's URL, user and password")
+        if isinstance(error, exc.DataError) or code in (1366, 1406, 1264):
+            return InvalidInput(said)
+        if error.connection_invalidated or isinstance(
+            error, exc.OperationalError | exc.InterfaceError
+        ):
+            return QueueUnavailable(f"{said}: is the server running? It is tried again by workers")
+        return QueueError(said)
+
+
+class _PolledBell(Bell):
+    """Asks, while somebody waits, whether the count of commits has grown."""
+
+    def __init__(self, connect: Callable[[], "pymysql.Connection[Any]"]) -> None:
+        super().__init__()
+        self._connect = connect
+
+    def listen(self) -> None:
+        rings: Any = -1
+        with self._connect() as connection, connection.cursor() as cursor:
+            while self.wanted():
+                cursor.execute("SELECT rings FROM pinq_bell")
+                now_rings = cursor.fetchone()
+                if now_rings != rings:
+                    self.ring()
+                    rings = now_rings
+                self.pause(_POLL_SECONDS)
