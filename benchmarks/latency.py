@@ -10,20 +10,31 @@ three begin with the call, so that signing the file and the synced commit are in
 
 The baseline of ``readable`` is the bare loop, one photograph at a time, in one process: no
 queue, no store, nobody to tell.
+
+Then the queue alone, beside other people's (:mod:`benchmarks.peers`): ``latency.queue``, from
+the call that enqueues a no-op job in one process to its start in an idle worker's, at random
+moments; ``after_idle`` is after ten seconds each in which nothing happened.
 """
 
 import json
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import Figure, Goal, median, percentile
 from benchmarks.observer import WARM_UP
 from benchmarks.options import Options
+from benchmarks.peers import PeerLatency, run_peers_for_latency
 from benchmarks.photographs import photographs
 from benchmarks.processes import PINQ, PYTHON, environment, run, scratch, started, warm
+from benchmarks.servers import servers
 
 _SERIES = ("latency", "latency.after_idle")
+# Those whose median pinq's should be at most.
+_QUICK_PEERS = ("pgqueuer", "huey")
+# "No worse after ten idle seconds", but for noise.
+_NO_WORSE = Goal(ratio_at_most=1.1)
 
 
 def measure(options: Options) -> list[Figure]:
@@ -40,7 +51,48 @@ def measure(options: Options) -> list[Figure]:
     figures = []
     for name, sights in zip(_SERIES, series, strict=True):
         figures += _figures(name, sights, starts, bare)
+    if options.peers:
+        figures += _beside_peers(options)
     return figures
+
+
+def _beside_peers(options: Options) -> Iterator[Figure]:
+    count, idle_count, idle_seconds = (10, 2, 0.5) if options.quick else (60, 6, 10.0)
+    with servers(options.say) as running:
+        results = run_peers_for_latency(running, count, idle_count, idle_seconds, say=options.say)
+    options.say("\n".join(_table(results)))
+    quick = [each for each in results if each.peer.slug in _QUICK_PEERS]
+    best = min(quick, key=lambda each: median(each.idle), default=None)
+    for each in results:
+        what = f"latency.queue.{each.peer.slug}"
+        against = best if each.peer.is_pinq else None
+        yield Figure(
+            f"{what}.median",
+            median(each.idle),
+            "ms",
+            median(against.idle) if against else None,
+            f"{against.peer.name} on {against.peer.backend}" if against else "",
+            Goal(ratio_at_most=1) if against else None,
+        )
+        yield Figure(f"{what}.p99", percentile(each.idle, 99), "ms")
+        yield Figure(
+            f"{what}.after_idle.median",
+            median(each.after_idle),
+            "ms",
+            median(each.idle),
+            "without the idle time",
+            _NO_WORSE if each.peer.is_pinq else None,
+        )
+
+
+def _table(results: Sequence[PeerLatency]) -> Iterator[str]:
+    """All systems side by side, the quickest first."""
+    line = "{:<16}{:<12}{:>10}{:>10}{:>24}"
+    yield line.format("system", "on", "median ms", "p99 ms", "after idling, median")
+    for each in sorted(results, key=lambda each: median(each.idle)):
+        late, after = percentile(each.idle, 99), median(each.after_idle)
+        figures = [f"{ms:.1f}" for ms in (median(each.idle), late, after)]
+        yield line.format(each.peer.name, each.peer.backend, *figures)
 
 
 def _bare(folder: Path) -> list[float]:

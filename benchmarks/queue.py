@@ -3,11 +3,14 @@
 Against :mod:`benchmarks.bare_queue`. Both make their jobs from the same list of keys, in the
 same process, on new files on the same disk; rounds take turns, and the best round of each
 counts. Verbs are timed apart as well.
+
+Then beside other people's queues (:mod:`benchmarks.peers`), pinq on every backend, each with
+processes of its own: no-op jobs keyed by a signature, through enqueue, run and acknowledgement.
 """
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +18,23 @@ from pathlib import Path
 from benchmarks.bare_queue import BareQueue
 from benchmarks.figures import Figure, Goal
 from benchmarks.options import Options
+from benchmarks.peers import PINQ, Peer, PeerResult, run_peers
 from benchmarks.processes import Broken, scratch
+from benchmarks.servers import servers
 from pinq.outbox.events import computed_event
 from pinq.queue.model import NewJob, Succeeded
 from pinq.queue.urls import open_queue
 
 BATCH = 256
+# Of pinq on a backend, against the best of these peers.
+_AGAINST: dict[str, tuple[Sequence[str], Goal]] = {
+    "pinq_sqlite": (
+        ("pgqueuer", "procrastinate", "dramatiq", "rq", "huey", "litequeue"),
+        Goal(ratio_at_least=4),
+    ),
+    "pinq_postgresql": (("pgqueuer",), Goal(ratio_at_least=2)),
+    "pinq_redis": (("dramatiq",), Goal(ratio_at_least=10)),
+}
 _SIGNALS = {"color": 1, "pdq": 1, "quality": 1}
 
 Item = tuple[str, str, str]
@@ -161,7 +175,61 @@ def measure(options: Options) -> list[Figure]:
             for verb in ("enqueue", "lease", "finish")
         ]
         options.say(f"{what}: {count / pinq.seconds:,.0f} jobs/s, bare {count / bare.seconds:,.0f}")
+    if options.peers:
+        figures += _beside_peers(len(items), options)
     return figures
+
+
+def _beside_peers(count: int, options: Options) -> Iterator[Figure]:
+    rounds = 1 if options.quick else options.rounds or 3
+    with servers(options.say) as running:
+        results = run_peers(running, count, rounds, say=options.say)
+    best: dict[Peer, PeerResult] = {}
+    for result in results:
+        before = best.get(result.peer, result)
+        best[result.peer] = max(result, before, key=lambda each: each.jobs_per_second)
+    options.say("\n".join(_table(best)))
+    by_slug = {peer.slug: (peer, result.jobs_per_second) for peer, result in best.items()}
+    for slug, (peer, rate) in by_slug.items():
+        if peer.is_pinq:
+            names, goal = _AGAINST.get(slug, ((), None))
+            others = [by_slug[name] for name in names if name in by_slug]
+        else:
+            others, goal = [by_slug[own] for own in (_own(peer),) if own in by_slug], None
+        other, baseline = max(others, key=lambda each: each[1], default=(None, None))
+        yield Figure(
+            f"queue.systems.{slug}.jobs_per_second",
+            rate,
+            "jobs/s",
+            baseline,
+            f"{other.name} on {other.backend}" if other else "",
+            goal if other else None,
+        )
+
+
+def _own(peer: Peer) -> str:
+    """pinq's own name on the same backend."""
+    return next((own.slug for own in PINQ if own.kind == peer.kind), "")
+
+
+def _table(best: Mapping[Peer, PeerResult]) -> Iterator[str]:
+    """All systems side by side, the quickest first."""
+    rates = {peer.slug: result.jobs_per_second for peer, result in best.items()}
+    line = "{:<24}{:<12}{:>10}{:>10}{:>10}{:>8}{:>20}"
+    yield line.format(
+        "system", "on", "enqueue/s", "work/s", "jobs/s", "jobs", "of pinq on the same"
+    )
+    for peer, result in sorted(best.items(), key=lambda pair: -pair[1].jobs_per_second):
+        own = rates.get(_own(peer))
+        yield line.format(
+            f"{peer.name} {result.version}",
+            peer.backend,
+            f"{result.jobs / result.enqueue_seconds:,.0f}",
+            f"{result.jobs / result.work_seconds:,.0f}",
+            f"{result.jobs_per_second:,.0f}",
+            result.jobs,
+            f"{result.jobs_per_second / own:.3f}" if own else "",
+        )
 
 
 def _in_turn(

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import redis
+
 from benchmarks import hand_built
 from benchmarks.figures import Figure, Goal
 from benchmarks.options import Options
@@ -28,7 +30,7 @@ from benchmarks.processes import (
     started,
     warm,
 )
-from benchmarks.redis_server import PROGRAM, redis_server
+from tests.servers import RedisServer, missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,18 +71,19 @@ def _hand_built(folder: Path, count: int) -> _Round:
     dramatiq = str(Path(PYTHON).with_name("dramatiq"))
     workers = [dramatiq, "benchmarks.hand_built", "--processes", str(CORES), "--threads", "1"]
     with scratch() as place:
-        with redis_server(place) as server:
+        with RedisServer(place, appendfsync="everysec") as server:
+            client = redis.Redis.from_url(server.url)
             env = environment(HAND_BUILT_REDIS=server.url)
             begun = time.perf_counter()
             with started(workers, log=place / "workers.log", cwd=place, env=env) as boss:
                 sender = [PYTHON, "-m", "benchmarks.hand_built", str(folder)]
                 sent = run(sender, cwd=place, env=env)
-                while int(server.client.get(hand_built.DONE) or 0) < count:
+                while int(client.get(hand_built.DONE) or 0) < count:
                     if not boss.running():
                         raise Broken(boss.told())
                     time.sleep(0.02)
                 wall = time.perf_counter() - begun
-        cpu = sent.cpu_seconds + boss.cpu_seconds + server.process.cpu_seconds
+        cpu = sent.cpu_seconds + boss.cpu_seconds + server.cpu_seconds
         return _Round(wall, cpu)
 
 
@@ -100,7 +103,7 @@ def measure(options: Options) -> list[Figure]:
         f"{CORES} threads": _bare("threads"),
         f"{CORES} processes": _bare("processes"),
     }
-    if PROGRAM is not None:
+    if missing("redis") is None:
         contenders["dramatiq + Redis"] = _hand_built
     whole: dict[str, list[_Round]] = {name: [] for name in contenders}
     starting: dict[str, list[_Round]] = {name: [] for name in contenders}

@@ -28,6 +28,8 @@ FIGURES: dict[str, dict[str, str | None]] = {
         "cli.enqueue_one.existing_home": "value <= 0.6",
     },
     "memory": {"memory.worker_rss.peak": None},
+    "flat": {f"flat.sqlite.{state}.1000": "ratio <= 1.2" for state in ("pending", "finished")},
+    "actors": {"actors.sqlite.jobs_per_second": None},
     "latency": {
         f"latency{series}.{what}.{which}": None
         for series in ("", ".after_idle")
@@ -105,7 +107,7 @@ def test_the_programs_are_listed() -> None:
     listed = _bench("--list")
     assert listed.returncode == 0
     names = [line.split("\t")[0] for line in listed.stdout.splitlines()]
-    assert names == ["run", "queue", "cli", "memory", "latency"]
+    assert names == ["run", "queue", "cli", "memory", "actors", "latency", "flat"]
 
 
 def test_an_unknown_program_is_wrong_usage() -> None:
