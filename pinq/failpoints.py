@@ -8,7 +8,8 @@ dictionary look-up.
 
 The names are the steps of a batch: ``after_lease``, ``after_put``,
 ``before_finish``, ``after_finish``, ``before_publish``, ``after_publish``,
-``before_mark``.
+``before_mark``; and those of a move from one queue to another: ``move_after_freeze``,
+``move_after_jobs``, ``move_after_leases``, ``move_after_events``, ``move_after_depart``.
 """
 
 import errno
