@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pinq.cli.command import Command, Group, json_option, pass_settings
-from pinq.cli.output import brief, emit, job_record, location, note, printable, table, when
+from pinq.cli.output import brief, emit, job_record, location, note, printable, table, tries, when
 from pinq.cli.selection import chosen, selecting
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def _show_jobs(
                     job.key,
                     job.queue,
                     job.state,
-                    f"{job.attempts}/{job.max_attempts}",
+                    tries(job, "/"),
                     location(job.uri),
                     f"{job.errors[-1].failure_class}: {brief(job.errors[-1].message)}"
                     if job.errors
@@ -153,7 +153,7 @@ def show(settings: "Settings", signature: str, pipeline: str | None, as_json: bo
             continue
         click.echo(f"signature  {job.key}")
         click.echo(f"pipeline   {job.queue}")
-        click.echo(f"state      {job.state}, {job.attempts} of {job.max_attempts} attempts")
+        click.echo(f"state      {job.state}, {tries(job, ' of ')} attempts")
         click.echo(f"image      {location(job.uri)}")
         click.echo(f"priority   {job.priority}")
         click.echo(f"enqueued   {when(job.enqueued_at_ms)}")

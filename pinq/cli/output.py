@@ -60,6 +60,17 @@ def when(at_ms: int) -> str:
     return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+# From so many on, attempts are no limit: what is tried again is somebody else's to decide.
+_NO_LIMIT = 1_000_000
+
+
+def tries(job: "Job", between: str) -> str:
+    """How many attempts a job had, and how many it may have."""
+    if job.max_attempts >= _NO_LIMIT:
+        return str(job.attempts)
+    return f"{job.attempts}{between}{job.max_attempts}"
+
+
 def job_record(job: "Job") -> dict[str, Any]:
     """A job as JSON."""
     return {

@@ -49,7 +49,7 @@ class MysqlDatabase(Database):
     }
 
     def __init__(self, url: URL, clock: Callable[[], int] | None = None) -> None:
-        self.name = url.render_as_string(hide_password=True)
+        self.name = url.set(query={}).render_as_string()
         self.dialect = url.get_backend_name()
         engine = create_engine(
             url.set(drivername=f"{self.dialect}+pymysql"),

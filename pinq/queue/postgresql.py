@@ -68,7 +68,7 @@ class PostgresDatabase(Database):
     }
 
     def __init__(self, url: URL, clock: Callable[[], int] | None = None) -> None:
-        self.name = url.render_as_string(hide_password=True)
+        self.name = url.set(query={}).render_as_string()
         engine = create_engine(
             url.set(drivername="postgresql+psycopg"),
             connect_args={k: v for k, v in _CONNECT.items() if k not in url.query},

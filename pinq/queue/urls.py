@@ -115,8 +115,10 @@ def _parse_server(url: str) -> URL:
     try:
         server = make_url(url)
         _ = server.port
-    except (exc.ArgumentError, ValueError) as error:
-        raise ConfigError(f"queue = {_hidden(url)} is not a URL: {error}") from None
+    except (exc.ArgumentError, ValueError):  # which would quote the password
+        raise ConfigError(
+            f"queue = {_hidden(url)} is not a URL; in a password, @ is spelled %40 and : %3A"
+        ) from None
     if not server.database:
         raise ConfigError(
             f"queue = {_hidden(url)} names no database; for example {_scheme(url)}://host/pinq"
@@ -125,7 +127,8 @@ def _parse_server(url: str) -> URL:
 
 
 def _hidden(url: str) -> str:
-    return repr(re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url))
+    url = re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url)
+    return repr(re.sub(r"(?i)(passw(?:or)?d=)[^&]*", r"\1***", url))
 
 
 def _redis(url: str, clock: Callable[[], int] | None) -> Queue:
