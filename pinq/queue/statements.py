@@ -65,7 +65,7 @@ def _any_priority(one: str) -> str:
 DUE = f"SELECT * FROM ({_any_priority(DUE_OF)}) AS due LIMIT :limit"
 
 _FIRST_DUE_OF = f"""
-SELECT run_at_ms AS due {PENDING_OF} AND priority = {{priority}} ORDER BY run_at_ms LIMIT 1
+SELECT run_at_ms AS due {PENDING_OF} AND priority = {{priority}} ORDER BY run_at_ms, id LIMIT 1
 """
 
 NEXT_DUE = f"SELECT min(due) FROM ({_any_priority(_FIRST_DUE_OF)}) AS firsts"
@@ -76,17 +76,20 @@ DUE_PRIORITIES = " UNION ALL ".join(
     for priority in range(1, 10)
 )
 
-# Leases are few; pending jobs are found by the first entry of an index.
+# Leases are few; pending jobs are found by the first entry of an index. In its order, or
+# PostgreSQL hopes to meet one soon in the table, and reads past all that have finished.
 UNFINISHED = f"""
 SELECT EXISTS (SELECT 1 FROM pinq_leases WHERE queue_id = :queue)
-    OR EXISTS (SELECT 1 {PENDING_OF})
+    OR EXISTS (SELECT 1 FROM (
+        SELECT id {PENDING_OF} ORDER BY priority, run_at_ms, id LIMIT 1) AS p)
 """
 
 # The same without jobs that are scheduled and were never tried.
 UNFINISHED_NOW = f"""
 SELECT EXISTS (SELECT 1 FROM pinq_leases WHERE queue_id = :queue)
-    OR EXISTS (SELECT 1 FROM pinq_jobs BY INDEX pinq_jobs_retrying
-               WHERE queue_id = :queue AND state = 0 AND attempts > 0)
+    OR EXISTS (SELECT 1 FROM (
+        SELECT id FROM pinq_jobs BY INDEX pinq_jobs_retrying
+        WHERE queue_id = :queue AND state = 0 AND attempts > 0 ORDER BY attempts LIMIT 1) AS r)
     OR ({NEXT_DUE}) <= :now
 """
 

@@ -1,5 +1,6 @@
 """What a run meets on a bad day: a word that helps, an exit code, and nothing lost."""
 
+import os
 import random
 import shutil
 import signal
@@ -91,11 +92,13 @@ def test_a_second_run_on_the_same_home_is_told_who_is_there(
 ) -> None:
     home = make_home()
     home.make_images()
-    first = home.start("run", str(home.images))
+    # Held still in the middle, so that it cannot be done before the second begins.
+    first = home.start("run", str(home.images), failpoints="after_put=stop@4")
     home.wait_for_progress()
     code, said = home.pinq("run", str(home.images))
     assert code == FAILED
     assert str(first.pid) in said and "Traceback" not in said
+    os.kill(first.pid, signal.SIGCONT)
     # Work can be added beside it, and looked at.
     assert home.pinq("enqueue", str(home.images))[0] == 0
     assert home.pinq("jobs", "ls", "--limit", "3")[0] == 0
