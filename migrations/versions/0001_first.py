@@ -24,6 +24,13 @@ def where(condition: str) -> dict[str, Any]:
     return {"sqlite_where": sa.text(condition), "postgresql_where": sa.text(condition)}
 
 
+def of_state(name: str, condition: str, *columns: str) -> None:
+    if op.get_bind().dialect.name in ("mysql", "mariadb"):
+        op.create_index(f"{name}_by_state", "pinq_jobs", ["queue_id", "state", *columns])
+    else:
+        op.create_index(name, "pinq_jobs", ["queue_id", *columns], **where(condition))
+
+
 def upgrade() -> None:
     create(
         "pinq_queues",
@@ -67,19 +74,9 @@ def upgrade() -> None:
         sa.Column("status", LongText, nullable=False),
         sa.UniqueConstraint("queue_id", "job_key", name="pinq_jobs_key"),
     )
-    op.create_index(
-        "pinq_jobs_pending",
-        "pinq_jobs",
-        ["queue_id", "state", "priority", "run_at_ms", "id"],
-        **where("state = 0"),
-    )
+    of_state("pinq_jobs_pending", "state = 0", "priority", "run_at_ms", "id")
     # What was tried before is due again: found among any number of jobs that are scheduled.
-    op.create_index(
-        "pinq_jobs_retrying",
-        "pinq_jobs",
-        ["queue_id", "state", "attempts"],
-        **where("state = 0 AND attempts > 0"),
-    )
+    of_state("pinq_jobs_retrying", "state = 0 AND attempts > 0", "attempts")
     # For retention, and for what an operator asks of the dead.
     op.create_index(
         "pinq_jobs_ended", "pinq_jobs", ["state", "finished_at_ms"], **where("state >= 2")

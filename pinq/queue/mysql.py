@@ -40,7 +40,7 @@ class MysqlDatabase(Database):
     words: ClassVar = {
         r"= EACH (?:TEXT )?:(\w+)": r"IN %(\1)s",
         r"\bNOW\b": "CAST(UNIX_TIMESTAMP(SYSDATE(3)) * 1000 AS SIGNED)",
-        r"BY INDEX (\w+)": r"FORCE INDEX (\1)",
+        r"BY INDEX (\w+)": r"FORCE INDEX (\1_by_state)",
         r"\bLOCKED\b": "FOR UPDATE",
         r"\bUNLOCKED\b": "FOR UPDATE SKIP LOCKED",
         r"\bKEPT\b": "LOCK IN SHARE MODE",

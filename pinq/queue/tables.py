@@ -59,6 +59,9 @@ def _table(name: str, *items: SchemaItem, **options: Any) -> Table:
     )
 
 
+NO_PARTIAL_INDEXES = ("mysql", "mariadb")
+
+
 def _where(condition: str) -> dict[str, Any]:
     """Makes an index partial, where the database can: MySQL indexes all rows."""
     return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
@@ -107,23 +110,23 @@ jobs = _table(
     Column("status", LongText, nullable=False),
     UniqueConstraint("queue_id", "job_key", name="pinq_jobs_key"),
 )
-Index(
-    "pinq_jobs_pending",
-    jobs.c.queue_id,
-    jobs.c.state,
-    jobs.c.priority,
-    jobs.c.run_at_ms,
-    jobs.c.id,
-    **_where(f"state = {PENDING}"),
-)
+
+
+def _of_state(name: str, condition: str, *columns: Column[Any]) -> None:
+    """An index over the jobs of a queue in a state: partial, or else with the state in it.
+
+    Not both: PostgreSQL leaves a condition out that the index implies, and then cannot seek
+    past the state's column.
+    """
+    partial = Index(name, jobs.c.queue_id, *columns, **_where(condition))
+    partial.ddl_if(callable_=lambda *_, dialect, **__: dialect.name not in NO_PARTIAL_INDEXES)
+    whole = Index(f"{name}_by_state", jobs.c.queue_id, jobs.c.state, *columns)
+    whole.ddl_if(callable_=lambda *_, dialect, **__: dialect.name in NO_PARTIAL_INDEXES)
+
+
+_of_state("pinq_jobs_pending", f"state = {PENDING}", jobs.c.priority, jobs.c.run_at_ms, jobs.c.id)
 # What was tried before is due again: found among any number of jobs that are scheduled.
-Index(
-    "pinq_jobs_retrying",
-    jobs.c.queue_id,
-    jobs.c.state,
-    jobs.c.attempts,
-    **_where(f"state = {PENDING} AND attempts > 0"),
-)
+_of_state("pinq_jobs_retrying", f"state = {PENDING} AND attempts > 0", jobs.c.attempts)
 # For retention, and for what an operator asks of the dead.
 Index(
     "pinq_jobs_ended",

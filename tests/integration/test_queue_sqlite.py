@@ -51,7 +51,7 @@ def test_the_revisions_make_the_same_schema_as_the_tables(tmp_path: Path) -> Non
             make(transaction)
         with database.read() as transaction:
             assert revision_of(transaction) == REVISION
-            options = {"version_table": REVISION_TABLE}
+            options = {"version_table": REVISION_TABLE, "include_object": _is_for_sqlite}
             context = MigrationContext.configure(transaction.connection, opts=options)
             assert compare_metadata(context, metadata) == []
             made[name] = {
@@ -63,6 +63,10 @@ def test_the_revisions_make_the_same_schema_as_the_tables(tmp_path: Path) -> Non
         database.close()
     assert made["revisions"] == made["tables"]
     assert any("WHERE state = 0" in sql for sql in made["tables"].values())
+
+
+def _is_for_sqlite(_object: object, name: str | None, *_: object) -> bool:
+    return not (name or "").endswith("_by_state")
 
 
 def _normal(sql: str | None) -> str:
