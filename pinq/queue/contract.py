@@ -156,8 +156,8 @@ class Queue(Protocol):
     def expire(self, holder: str) -> int:
         """End every lease and role of a holder that is known to have died, as if its time were up.
 
-        Returns how many leases that were. A holder that lives after all is refused when it
-        finishes, as with any lease that was lost.
+        Returns how many leases that were. A holder that lives after all is refused, once
+        somebody else has leased from the queue, as with any lease that was lost.
         """
 
     def finish(self, token: str, verdicts: Sequence[Verdict]) -> Finished:

@@ -13,12 +13,23 @@ from pinq.queue.database import Transaction
 from pinq.queue.model import Lease, LeasedJob
 
 
-def take_back(transaction: Transaction, queue: QueueRow, worker: str) -> QueueRow:
-    """End a queue's expired leases; the queue as it is then."""
-    if queue.first_expiry_ms is None or queue.first_expiry_ms > queue.now_ms:
-        return queue
-    attempts.take_back_expired(transaction, queue, queue.now_ms)
-    return controls.find_to_lease(transaction, queue.name, worker) or queue
+def find(transaction: Transaction, names: Sequence[str], worker: str) -> list[QueueRow]:
+    """The queues to lease from, without expired leases, and what the worker holds then."""
+
+    def look() -> list[QueueRow]:
+        found = [controls.find_to_lease(transaction, name, worker) for name in names]
+        return [controls.lock_if_limited(transaction, row, worker) for row in found if row]
+
+    queues = look()
+    expired = [
+        queue
+        for queue in queues
+        if queue.first_expiry_ms is not None and queue.first_expiry_ms <= queue.now_ms
+    ]
+    for queue in expired:
+        attempts.take_back_expired(transaction, queue, queue.now_ms)
+    # What was taken back from one queue counts for the others, too.
+    return look() if expired else queues
 
 
 def choose(

@@ -62,10 +62,10 @@ class OperatedQueue:
 
     def page(self, wanted: Filter = EVERYTHING, *, after: str = "", limit: int = 1000) -> Page:
         with self._database.read() as transaction:
-            found = views.page(
-                transaction, wanted, transaction.now_ms(), after=_position(after), limit=limit
-            )
-        return Page(found, str(found[-1].id) if len(found) == limit else None)
+            now = transaction.now_ms()
+            found = views.page(transaction, wanted, now, after=_position(after), limit=limit + 1)
+        shown = found[:limit]
+        return Page(shown, str(shown[-1].id) if len(found) > limit else None)
 
     def scan(self, wanted: Filter = EVERYTHING, *, batch: int = 1000) -> Iterator[Job]:
         after: str | None = ""

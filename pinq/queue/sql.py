@@ -133,7 +133,8 @@ class SqlQueue(OperatedQueue):
                 known = [row for row in found if row is not None]
                 chosen = leasing.choose(transaction, known, limit)
                 return Exchange((), [leasing.as_lease(*pair, "", 0) for pair in chosen])
-        likely = [queue for queue in named if not self._is_idle(queue)]
+        # With answers not even that: they may make something due.
+        likely = named if answers else [queue for queue in named if not self._is_idle(queue)]
         if not likely and not answers:
             return _NOTHING
         exchange = self._exchange(likely, limit, seconds, worker, answers)
@@ -152,9 +153,7 @@ class SqlQueue(OperatedQueue):
     ) -> Exchange:
         with self._leasing, self._database.write() as transaction:
             finished = [answering.finish(transaction, a.token, a.verdicts) for a in answers]
-            found = [controls.find_to_lease(transaction, name, worker) for name in queues]
-            known = [controls.lock_if_limited(transaction, row, worker) for row in found if row]
-            known = [leasing.take_back(transaction, row, worker) for row in known]
+            known = leasing.find(transaction, queues, worker)
             for row in known:
                 controls.follow_clock(transaction, row, row.now_ms)
             leases = []

@@ -12,6 +12,7 @@ from pinq.queue.model import (
     Exchange,
     Failure,
     NewJob,
+    Retry,
     State,
     Succeeded,
 )
@@ -106,3 +107,22 @@ def test_a_dry_run_takes_no_answers(both: Queue) -> None:
     (x,) = both.exchange(["x"], 1, 60, "w").leases
     with pytest.raises(InvalidInput, match="dry run"):
         both.exchange(["y"], 1, 60, "w", answers=[Answer(x.token, [])], dry_run=True)
+
+
+def test_what_the_answers_make_due_is_leased_in_the_same_call(queue: Queue) -> None:
+    queue.enqueue("x", [NewJob("only")])
+    (x,) = queue.exchange(["x"], 5, 60, "w").leases
+    assert queue.lease("x", 5, 60, "w") is None
+    again = Answer(x.token, [Retry(x.jobs[0].id, GONE, 0)])
+    assert keys(queue.exchange(["x"], 5, 60, "w", answers=[again])) == ["only"]
+
+
+@pytest.mark.parametrize("names", [["x", "y"], ["y", "x"]])
+def test_what_expired_in_one_queue_is_held_no_more_in_the_others(
+    queue: Queue, clock: FakeClock, names: list[str]
+) -> None:
+    queue.enqueue("y", [NewJob("waits")])
+    queue.enqueue("x", [NewJob("lost", priority=1)])
+    assert queue.lease("x", 1, 1, "w") is not None
+    clock.advance(2)
+    assert keys(queue.exchange(names, 5, 60, "w")) == ["lost"], "a suspect, alone"

@@ -897,3 +897,11 @@ def test_thousands_are_changed_in_batches(queue: Queue) -> None:
     assert queue.requeue(Filter(Q, [f"k{n}" for n in range(1000)])) == 1000
     assert queue.delete(Filter(Q, states=[State.PENDING])) == 1000
     assert queue.count(Q).dead == 100
+
+
+def test_the_last_page_has_no_continuation_even_if_it_is_full(queue: Queue) -> None:
+    add(queue, "a", "b", "c", "d")
+    first = queue.page(limit=2)
+    assert first.continuation is not None
+    last = queue.page(after=first.continuation, limit=2)
+    assert [job.key for job in last.jobs] == ["c", "d"] and last.continuation is None

@@ -106,10 +106,11 @@ class OperatedRedisQueue:
         return {job.key: job for job in self._jobs(queue, Filter(queue, keys), 0, _SPAN)}
 
     def page(self, wanted: Filter = EVERYTHING, *, after: str = "", limit: int = 1000) -> Page:
-        found = list(islice(self._merged(wanted, after, limit), limit))
-        if len(found) < limit:
-            return Page(found, None)
-        return Page(found, f"{found[-1].id}:{found[-1].queue}")
+        found = list(islice(self._merged(wanted, after, limit + 1), limit + 1))
+        shown = found[:limit]
+        if len(found) <= limit:
+            return Page(shown, None)
+        return Page(shown, f"{shown[-1].id}:{shown[-1].queue}")
 
     def scan(self, wanted: Filter = EVERYTHING, *, batch: int = 1000) -> Iterator[Job]:
         return self._merged(wanted, "", batch)

@@ -232,6 +232,8 @@ class RedisQueue(OperatedRedisQueue):
         self, queues: Sequence[str], limit: int, seconds: float, worker: str
     ) -> Mapping[str, int]:
         """How many jobs to lease from each queue; expired leases are taken back."""
+        # What is taken back from one queue decides what the worker may have of the others.
+        self._offers(queues, self._want((), limit, seconds, worker), uuid.uuid4().hex)
         want = self._want((), limit, seconds, worker)
         return Counter(queue for queue, _ in self._offers(queues, want, uuid.uuid4().hex))
 
