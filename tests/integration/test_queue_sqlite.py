@@ -3,6 +3,7 @@
 import re
 import sqlite3
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -86,8 +87,6 @@ def test_an_embedded_database_makes_itself_and_opens_again(url: str) -> None:
 
 def test_many_processes_opening_a_new_database_at_once_all_succeed(url: str) -> None:
     script = f"from pinq.queue.urls import open_queue; open_queue({url!r}).close()"
-    import sys
-
     started = [subprocess.Popen([sys.executable, "-c", script]) for _ in range(4)]
     assert [one.wait(60) for one in started] == [0, 0, 0, 0]
 
@@ -228,14 +227,23 @@ def test_every_commit_is_synced_unless_the_url_says_otherwise(url: str) -> None:
 
 
 def test_waiting_costs_under_a_hundredth_of_a_core(url: str) -> None:
-    queue = open_queue(url)
-    seen = queue.wait(0, 0)
-    seen = queue.wait(seen, 0.2)
-    before, started = time.process_time(), time.monotonic()
-    queue.wait(seen, 2.0)
-    assert time.monotonic() - started >= 1.9
-    assert time.process_time() - before < 0.02
-    queue.close()
+    # In a process of its own: this one has other things to do.
+    script = (
+        "import sys, time\n"
+        "from pinq.queue.urls import open_queue\n"
+        "queue = open_queue(sys.argv[1])\n"
+        "seen = queue.wait(queue.wait(0, 0), 0.2)\n"
+        "before, started = time.process_time(), time.monotonic()\n"
+        "queue.wait(seen, 2.0)\n"
+        "print(time.process_time() - before, time.monotonic() - started)\n"
+        "queue.close()\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", script, url], capture_output=True, text=True, check=True
+    )
+    used, waited = map(float, ran.stdout.split())
+    assert waited >= 1.9
+    assert used < 0.02
 
 
 def test_a_home_on_a_network_file_system_is_noticed(tmp_path: Path) -> None:
