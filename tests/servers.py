@@ -206,6 +206,8 @@ class Server(ABC):
             return subprocess.Popen(
                 list(command),
                 cwd=self.folder,
+                # Two MariaDBs starting in one folder of temporary files take each other's.
+                env={**os.environ, "TMPDIR": str(self.folder)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -24,7 +24,11 @@ SIGNALS = {"color", "pdq", "quality"}
 
 
 class Home:
-    """An embedded pinq in a folder, driven by its command line."""
+    """An embedded pinq in a folder, driven by its command line.
+
+    Its leases are short, so that what a dead process held comes back soon; a test in which
+    nothing dies asks for long ones, which a busy machine does not outlast.
+    """
 
     def __init__(self, folder: Path, **worker: object) -> None:
         self.folder = folder

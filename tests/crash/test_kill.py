@@ -37,7 +37,7 @@ def test_a_worker_killed_at_a_step_loses_nothing(
 def test_a_relay_killed_at_any_step_publishes_everything_with_the_same_ids(
     make_home: Callable[..., Home],
 ) -> None:
-    home = make_home()
+    home = make_home(lease_seconds=60.0)
     home.make_images()
     assert home.pinq("enqueue", str(home.images))[0] == 0
     assert home.pinq("worker", "--until-empty")[0] == 0

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from pinq.errors import QueueUnavailable
-from pinq.queue.contract import Queue
 from pinq.queue.model import NewJob, State
 from pinq.queue.urls import open_queue, upgrade
 
@@ -48,14 +47,20 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
 
 
 class Work:
-    """Worker processes on one queue, and the jobs that they are given meanwhile."""
+    """Worker processes on one new queue, and the jobs that they are given meanwhile."""
 
-    def __init__(self, url: str, seed: int) -> None:
+    def __init__(self, url: str, workers: int) -> None:
+        seed = random.randrange(2**32)
         print(f"seed {seed}")
         self.url = url
         self.dice = random.Random(seed)
         self.workers: list[subprocess.Popen[str]] = []
         self.enqueued = 0
+        upgrade(url)
+        self.queue = open_queue(url)
+        self.enqueue(BATCH)
+        for _ in range(workers):
+            self.start_worker()
 
     def start_worker(self) -> None:
         self.workers.append(
@@ -73,12 +78,12 @@ class Work:
         victim.kill()
         victim.communicate()
 
-    def enqueue(self, queue: Queue, count: int) -> None:
+    def enqueue(self, count: int) -> None:
         """As an upstream would: again when the answer got lost."""
         while count > 0:
             keys = [f"key-{self.enqueued + n:06d}" for n in range(min(BATCH, count))]
             try:
-                queue.enqueue(Q, [NewJob(key, max_attempts=100) for key in keys])
+                self.queue.enqueue(Q, [NewJob(key, max_attempts=100) for key in keys])
             except QueueUnavailable:
                 time.sleep(0.05)
                 continue
@@ -86,21 +91,19 @@ class Work:
             count -= len(keys)
 
     def finish(self) -> None:
-        """Until the workers, two of them fresh, have ended by themselves."""
+        """Until the workers, two of them fresh, have ended; and all that must not be lost."""
         for _ in range(2):
             self.start_worker()
         for worker in self.workers:
             said, _ = worker.communicate(timeout=120)
             assert worker.returncode == 0, said
-
-    def look(self, queue: Queue) -> None:
-        """All that must not have been lost, and nothing that may not be there."""
-        jobs = list(queue.scan())
+        jobs = list(self.queue.scan())
         assert Counter(job.state for job in jobs) == {State.SUCCEEDED: self.enqueued}
         assert len({job.key for job in jobs}) == self.enqueued
-        events = Counter(event.subject for event in queue.unpublished(10 * self.enqueued))
+        events = Counter(event.subject for event in self.queue.unpublished(10 * self.enqueued))
         assert events == {job.key: 1 for job in jobs}
-        assert queue.holders() == []
+        assert self.queue.holders() == []
+        self.queue.close()
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
@@ -110,20 +113,13 @@ def test_workers_killed_in_a_loop_lose_nothing(
     url = f"sqlite:///{tmp_path}/queue.db"
     if kind != "sqlite":
         url = fresh_database(start_server(kind))
-    upgrade(url)
-    work = Work(url, random.randrange(2**32))
-    queue = open_queue(url)
-    work.enqueue(queue, BATCH)
-    for _ in range(3):
-        work.start_worker()
+    work = Work(url, workers=3)
     for _ in range(8):
-        work.enqueue(queue, JOBS // 8)
+        work.enqueue(JOBS // 8)
         time.sleep(work.dice.uniform(0.1, 0.6))  # so that it strikes at any moment
         work.kill_a_worker()
         work.start_worker()
     work.finish()
-    work.look(queue)
-    queue.close()
 
 
 @pytest.mark.parametrize("kind", list(_KINDS))
@@ -131,25 +127,17 @@ def test_a_server_killed_in_the_middle_loses_nothing(
     kind: str, start_server: Callable[[str], AnyServer]
 ) -> None:
     server = start_server(kind)
-    url = fresh_database(server)
-    upgrade(url)
-    work = Work(url, random.randrange(2**32))
-    queue = open_queue(url)
-    work.enqueue(queue, BATCH)
-    for _ in range(2):
-        work.start_worker()
+    work = Work(fresh_database(server), workers=2)
     for _ in range(3):
-        work.enqueue(queue, JOBS // 3)
+        work.enqueue(JOBS // 3)
         time.sleep(work.dice.uniform(0.0, 0.5))
         server.kill()
         with pytest.raises(QueueUnavailable, match=r"127\.0\.0\.1"):
-            queue.enqueue(Q, [NewJob("never")])
+            work.queue.enqueue(Q, [NewJob("never")])
         time.sleep(work.dice.uniform(0.0, 1.0))
         server.start()
-    work.enqueue(queue, BATCH)
+    work.enqueue(BATCH)
     work.finish()
-    work.look(queue)
-    queue.close()
 
 
 @pytest.mark.parametrize("kind", list(_KINDS))

@@ -75,7 +75,7 @@ def test_a_disk_that_fills_up_is_told_and_the_next_run_completes(
 def test_a_disk_that_is_full_for_a_moment_is_waited_out(
     small_disk: Path, make_home: Callable[..., Home]
 ) -> None:
-    home = make_home(patience_seconds=60)
+    home = make_home(patience_seconds=60, lease_seconds=60.0)
     home.make_images(300)
     home.config.write_text(f'store = "rocksdb:///{small_disk}/signals"\n{home.config.read_text()}')
     running = home.start("run", str(home.images))
@@ -90,7 +90,7 @@ def test_a_disk_that_is_full_for_a_moment_is_waited_out(
 def test_a_second_run_on_the_same_home_is_told_who_is_there(
     make_home: Callable[..., Home],
 ) -> None:
-    home = make_home()
+    home = make_home(lease_seconds=60.0)
     home.make_images()
     # Held still in the middle, so that it cannot be done before the second begins.
     first = home.start("run", str(home.images), failpoints="after_put=stop@4")
@@ -129,7 +129,7 @@ def test_a_read_only_home_is_told_and_still_read(
 def test_a_home_of_a_newer_version_is_refused_and_left_alone(
     make_home: Callable[..., Home],
 ) -> None:
-    home = make_home()
+    home = make_home(lease_seconds=60.0)
     home.make_images(20)
     assert home.pinq("run", str(home.images))[0] == 0
     database = sqlite3.connect(home.home / "queue.db")
