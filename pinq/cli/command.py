@@ -1,7 +1,8 @@
 """What the commands share: examples in their help, the global options, settings."""
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import update_wrapper
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
@@ -10,6 +11,7 @@ import click
 
 if TYPE_CHECKING:
     from pinq.config import Settings
+    from pinq.queue.contract import Queue
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -89,6 +91,18 @@ def pass_settings(command: "Callable[Concatenate[Settings, P], T]") -> Callable[
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Write JSON to stdout, and nothing else."
 )
+
+
+@contextmanager
+def queue_if_any(settings: "Settings") -> "Iterator[Queue | None]":
+    """The queue, unless none has been made: to look must not make one."""
+    from pinq.queue.urls import open_queue, queue_exists
+
+    if not queue_exists(settings.queue):
+        yield None
+        return
+    with closing(open_queue(settings.queue)) as queue:
+        yield queue
 
 
 def start_logging(verbose: int) -> None:

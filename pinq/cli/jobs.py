@@ -1,12 +1,11 @@
 """``pinq jobs``: what is in the queues, one by one."""
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pinq.cli.command import Command, Group, json_option, pass_settings
+from pinq.cli.command import Command, Group, json_option, pass_settings, queue_if_any
 from pinq.cli.output import brief, emit, job_record, location, note, printable, table, tries, when
 from pinq.cli.selection import chosen, selecting
 
@@ -64,8 +63,7 @@ def ls(
 ) -> None:
     """List jobs in order of arrival; all, or those that match all options given."""
     wanted = chosen(**options)
-    with ExitStack() as stack:
-        queue = _open(settings, stack)
+    with queue_if_any(settings) as queue:
         _check(settings, queue, wanted)
         if queue is None:
             if not as_json:
@@ -139,8 +137,7 @@ def show(settings: "Settings", signature: str, pipeline: str | None, as_json: bo
     """Show the jobs of a signature, with their errors."""
     from pinq.queue.model import Filter
 
-    with ExitStack() as stack:
-        queue = _open(settings, stack)
+    with queue_if_any(settings) as queue:
         wanted = Filter(pipeline, [signature])
         _check(settings, queue, wanted)
         jobs = list(queue.scan(wanted)) if queue is not None else []
@@ -301,8 +298,7 @@ def _change(
     as_json: bool,
 ) -> int:
     changed, found = 0, set[str]()
-    with ExitStack() as stack:
-        queue = _open(settings, stack)
+    with queue_if_any(settings) as queue:
         _check(settings, queue, wanted)
         if queue is not None:
             if wanted.keys is not None:
@@ -316,17 +312,6 @@ def _change(
     else:
         click.echo(f"{changed:,} {'would be ' if dry_run else ''}{done}")
     return 1 if lacking else 0
-
-
-def _open(settings: "Settings", stack: ExitStack) -> "Queue | None":
-    """The queue, unless none has been made: to look must not make one."""
-    from pinq.queue.urls import open_queue, queue_exists
-
-    if not queue_exists(settings.queue):
-        return None
-    queue = open_queue(settings.queue)
-    stack.callback(queue.close)
-    return queue
 
 
 def _check(settings: "Settings", queue: "Queue | None", wanted: "Filter") -> None:

@@ -1,11 +1,12 @@
 """``pinq queues``: the queues as a whole."""
 
 from contextlib import closing, contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
 
-from pinq.cli.command import Command, Group, json_option, pass_settings
+from pinq.cli.command import Command, Group, json_option, pass_settings, queue_if_any
 from pinq.cli.output import emit, table
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def ls(settings: "Settings", as_json: bool) -> None:
                     "succeeded": count.succeeded,
                     "dead": count.dead,
                     "dead_by_class": dict(count.dead_by_class),
-                    **_record(controls),
+                    **asdict(controls),
                 }
             )
         return
@@ -240,7 +241,7 @@ def _change(settings: "Settings", pipeline: str, as_json: bool, **changes: objec
         controls = replace(queue.controls(pipeline), **changes)  # type: ignore[arg-type]
         queue.control(pipeline, controls)
     if as_json:
-        emit({"pipeline": pipeline, **_record(controls)})
+        emit({"pipeline": pipeline, **asdict(controls)})
     else:
         click.echo(f"{pipeline}: {_told(controls) or 'no limits'}")
 
@@ -258,15 +259,6 @@ def _opened(settings: "Settings", pipeline: str) -> "Iterator[Queue]":
         yield queue
 
 
-def _record(controls: "Controls") -> dict[str, object]:
-    return {
-        "paused": controls.paused,
-        "draining": controls.draining,
-        "rate": controls.rate,
-        "in_flight": controls.in_flight,
-    }
-
-
 def _told(controls: "Controls") -> str:
     told = [name for name in ("paused", "draining") if getattr(controls, name)]
     if controls.rate is not None:
@@ -279,11 +271,9 @@ def _told(controls: "Controls") -> str:
 def _all(settings: "Settings") -> "dict[str, tuple[Counts, Controls]]":
     """Those of the settings and those of the database, by name."""
     from pinq.queue.model import Controls, Counts
-    from pinq.queue.urls import open_queue, queue_exists
 
     found = {name: (Counts(), Controls()) for name in settings.pipelines}
-    if queue_exists(settings.queue):
-        with closing(open_queue(settings.queue)) as queue:
-            for name in queue.queues():
-                found[name] = queue.count(name), queue.controls(name)
+    with queue_if_any(settings) as queue:
+        if queue is not None:
+            found |= {name: (queue.count(name), queue.controls(name)) for name in queue.queues()}
     return dict(sorted(found.items()))

@@ -1,6 +1,5 @@
 """Answers to a lease, step by step: finish, renew."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,7 +55,7 @@ def finish(transaction: Transaction, token: str, verdicts: Sequence[Verdict]) ->
     if successes:
         accepted.update(_succeed(transaction, successes, lease_id, queue.generation, now))
     snoozed = dead = 0
-    ids = json.dumps([v.id for v in others])
+    ids = [v.id for v in others]
     for job in attempts.held(transaction, lease_id, ids) if others else ():
         verdict = by_id[job.id]
         dead += attempts.end(transaction, queue, job, verdict, now)
@@ -83,7 +82,7 @@ def _succeed(
     ended = {
         "now": now,
         "generation": generation,
-        "ids": json.dumps([v.id for v in successes]),
+        "ids": [v.id for v in successes],
         "lease": lease_id,
     }
     accepted = set(
@@ -92,7 +91,7 @@ def _succeed(
     events.store(transaction, (v.event for v in successes if v.event and v.id in accepted), now)
     notes = {v.id: v.status for v in successes if v.status and v.id in accepted}
     if notes:
-        noted = select(jobs.c.id, jobs.c.status).where(each(jobs.c.id, list(notes)))
+        noted = select(jobs.c.id, jobs.c.status).where(each(jobs.c.id, notes))
         for id_, status in transaction.execute(noted).all():
             values = {"status": attempts.appended(status, notes[id_])}
             transaction.execute(update(jobs).where(jobs.c.id == id_).values(values))

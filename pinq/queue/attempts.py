@@ -1,5 +1,7 @@
 """How an attempt ends other than well: its error is kept, and the job is retried or dead."""
 
+import json
+from collections.abc import Collection
 from typing import Any
 
 from sqlalchemy import Row, insert, select, update
@@ -88,18 +90,18 @@ def fail(
     return dies
 
 
-def take_back_expired(transaction: Transaction, queue: QueueRow, now_ms: int) -> None:
+def take_back_expired(transaction: Transaction, queue: QueueRow) -> None:
     """End every expired lease of a queue; its jobs become suspects, or dead."""
-    asked = {"queue": queue.id, "now": now_ms}
+    asked = {"queue": queue.id, "now": queue.now_ms}
     for lease_id, worker, ids in transaction.run(statements.EXPIRED, asked).all():
         failure = Failure(FailureClass.WORKER_CRASH, f"the lease expired; its worker was {worker}")
-        for job in held(transaction, lease_id, ids):
-            fail(transaction, queue, job, failure, now_ms, {"suspect": 1})
+        for job in held(transaction, lease_id, json.loads(ids)):
+            fail(transaction, queue, job, failure, queue.now_ms, {"suspect": 1})
         transaction.run(statements.END_LEASE, {"lease": lease_id})
 
 
-def held(transaction: Transaction, lease_id: int, ids: str) -> list[Row[Any]]:
-    """Those jobs of a JSON array of ids that the lease holds, locked."""
+def held(transaction: Transaction, lease_id: int, ids: Collection[int]) -> list[Row[Any]]:
+    """Those of the jobs that the lease holds, locked."""
     found = select(jobs).where(each(jobs.c.id, ids), jobs.c.lease_id == lease_id)
     return list(transaction.execute(found.order_by(jobs.c.id).with_for_update()).all())
 

@@ -82,7 +82,7 @@ def _found(transaction: Transaction, statement: str, **asked: Any) -> QueueRow |
     return found if clock is None else found._replace(now_ms=clock())
 
 
-def change(transaction: Transaction, row: QueueRow, controls: Controls, now_ms: int) -> None:
+def change(transaction: Transaction, row: QueueRow, controls: Controls) -> None:
     """Write down what holds from now on; a new rate begins with a full bucket."""
     values = {
         "paused": int(controls.paused),
@@ -91,48 +91,48 @@ def change(transaction: Transaction, row: QueueRow, controls: Controls, now_ms: 
         "in_flight": controls.in_flight,
     }
     if controls.rate is not None and controls.rate != row.rate:
-        values |= {"allowance": _bucket(controls.rate), "allowance_at_ms": now_ms}
+        values |= {"allowance": _bucket(controls.rate), "allowance_at_ms": row.now_ms}
     transaction.execute(update(queues).where(queues.c.id == row.id).values(values))
 
 
-def admitted(transaction: Transaction, row: QueueRow, limit: int, now_ms: int) -> int:
+def admitted(transaction: Transaction, row: QueueRow, limit: int) -> int:
     """How many of ``limit`` jobs may be leased now."""
     if row.paused:
         return 0
     if row.in_flight is not None:
         limit = min(limit, row.in_flight - _leased(transaction, row.id))
     if row.rate is not None:
-        limit = min(limit, math.floor(_allowance(row, row.rate, now_ms)))
+        limit = min(limit, math.floor(_allowance(row, row.rate)))
     return max(0, limit)
 
 
-def follow_clock(transaction: Transaction, row: QueueRow, now_ms: int) -> None:
+def follow_clock(transaction: Transaction, row: QueueRow) -> None:
     """Where the clock went back, let the bucket count on from here."""
-    if row.rate is not None and now_ms < row.allowance_at_ms:
-        spend(transaction, row, 0, now_ms)
+    if row.rate is not None and row.now_ms < row.allowance_at_ms:
+        spend(transaction, row, 0)
 
 
-def spend(transaction: Transaction, row: QueueRow, count: int, now_ms: int) -> None:
+def spend(transaction: Transaction, row: QueueRow, count: int) -> None:
     """Take ``count`` leased jobs out of the bucket."""
     if row.rate is None:
         return
     transaction.execute(
         update(queues)
         .where(queues.c.id == row.id)
-        .values(allowance=_allowance(row, row.rate, now_ms) - count, allowance_at_ms=now_ms)
+        .values(allowance=_allowance(row, row.rate) - count, allowance_at_ms=row.now_ms)
     )
 
 
-def admits_at_ms(transaction: Transaction, row: QueueRow, now_ms: int) -> int | None:
+def admits_at_ms(transaction: Transaction, row: QueueRow) -> int | None:
     """From when a job may be leased; ``None``: not before somebody changes something."""
     if row.paused:
         return None
     if row.in_flight is not None and _leased(transaction, row.id) >= row.in_flight:
         return None
-    if row.rate is None or now_ms < row.allowance_at_ms:
+    if row.rate is None or row.now_ms < row.allowance_at_ms:
         return 0
-    lacking = 1 - _allowance(row, row.rate, now_ms)
-    return 0 if lacking <= 0 else now_ms + math.ceil(1000 * lacking / row.rate)
+    lacking = 1 - _allowance(row, row.rate)
+    return 0 if lacking <= 0 else row.now_ms + math.ceil(1000 * lacking / row.rate)
 
 
 def holds_unfinished(transaction: Transaction, row: QueueRow) -> bool:
@@ -176,6 +176,6 @@ def _bucket(rate: float) -> float:
     return max(1.0, rate)
 
 
-def _allowance(row: QueueRow, rate: float, now_ms: int) -> float:
-    gained = max(0, now_ms - row.allowance_at_ms) * rate / 1000
+def _allowance(row: QueueRow, rate: float) -> float:
+    gained = max(0, row.now_ms - row.allowance_at_ms) * rate / 1000
     return min(_bucket(rate), row.allowance + gained)

@@ -4,7 +4,7 @@ A statement is written once, with named parameters (``:now``) and a few words th
 for what databases spell differently:
 
 =====================  ===================================================================
-``= EACH :ids``        one of the numbers of a JSON array: one parameter a batch
+``= EACH :ids``        one of a list of numbers: one parameter a batch
 ``= EACH TEXT :keys``  the same of strings
 ``BY INDEX name``      says which index to read, where the planner must be told
 ``LOCKED``             at a SELECT's end: lock its rows, waiting for whoever holds them
@@ -41,6 +41,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
 from pinq.errors import InvalidInput, QueueUnavailable
+from pinq.queue import statements
 from pinq.queue.bell import Bell
 from pinq.queue.model import NewJob
 
@@ -160,13 +161,7 @@ class Database(ABC):
         if self.clock is not None:
             return self.clock()
         with self.read() as transaction:
-            return self.time_in(transaction)
-
-    def time_in(self, transaction: "Transaction") -> int:
-        """The time as the database has it now, not when the transaction began."""
-        if self.clock is not None:
-            return self.clock()
-        return int(transaction.run("SELECT NOW").scalar_one())
+            return transaction.now_ms()
 
     def tell(self, transaction: "Transaction") -> None:  # noqa: B027 - most need do nothing
         """Have other processes told of this transaction's commit."""
@@ -193,7 +188,7 @@ class Database(ABC):
         return known
 
     def bound(self, values: Any) -> Any:
-        """The values of a statement's parameters as this database's driver takes them."""
+        """A statement's parameters, lists among them, as this database's driver takes them."""
         return values
 
     @abstractmethod
@@ -222,11 +217,12 @@ class Database(ABC):
         """Update jobs; the ids of those that there were."""
         return transaction.run(f"{update} {where} RETURNING id", values).scalars().all()
 
-    @abstractmethod
     def due(
         self, transaction: "Transaction", queue_id: int, now_ms: int, limit: int
     ) -> Sequence[Any]:
         """The next due jobs, as ``statements.COLUMNS``, locked against other workers."""
+        asked = {"queue": queue_id, "now": now_ms, "limit": limit}
+        return transaction.run(statements.DUE, asked).all()
 
 
 class Transaction:
@@ -249,8 +245,10 @@ class Transaction:
         return self.connection.exec_driver_sql(spelled, bound or None)
 
     def now_ms(self) -> int:
-        """The time now."""
-        return self.database.time_in(self)
+        """The time as the database has it now, not when the transaction began."""
+        if self.database.clock is not None:
+            return self.database.clock()
+        return int(self.run("SELECT NOW").scalar_one())
 
     def ring(self) -> None:
         """Tell whoever waits, once this is committed. To be called last."""
@@ -266,13 +264,12 @@ class _Each(FunctionElement[bool]):
     name = "each"
 
 
-def each(column: ColumnElement[Any], values: Collection[Any] | str) -> ColumnElement[bool]:
-    """Whether the column's value is in a list, or in a JSON array."""
-    as_text = values if isinstance(values, str) else json.dumps(list(values))
-    listed = json.loads(values) if isinstance(values, str) else list(values)
+def each(column: ColumnElement[Any], values: Collection[Any]) -> ColumnElement[bool]:
+    """Whether the column's value is in a list."""
+    listed = list(values)
     return _Each(
         column,
-        bindparam(None, as_text, String),
+        bindparam(None, json.dumps(listed), String),
         bindparam(None, listed, ARRAY(column.type)),
         bindparam(None, listed, column.type, expanding=True),
     )

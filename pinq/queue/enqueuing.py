@@ -1,6 +1,5 @@
 """Enqueue, step by step."""
 
-import json
 from collections.abc import Sequence
 
 from sqlalchemy import delete, update
@@ -62,7 +61,7 @@ def enqueue(
 def _known(
     transaction: Transaction, queue_id: int, keys: Sequence[str]
 ) -> dict[str, tuple[int, int, int]]:
-    asked = {"queue": queue_id, "keys": json.dumps(keys)}
+    asked = {"queue": queue_id, "keys": list(keys)}
     return {
         key: (id_, state, generation)
         for key, id_, state, generation in transaction.run(statements.EXISTING, asked)

@@ -27,7 +27,7 @@ def find(transaction: Transaction, names: Sequence[str], worker: str) -> list[Qu
         if queue.first_expiry_ms is not None and queue.first_expiry_ms <= queue.now_ms
     ]
     for queue in expired:
-        attempts.take_back_expired(transaction, queue, queue.now_ms)
+        attempts.take_back_expired(transaction, queue)
     # What was taken back from one queue counts for the others, too.
     return look() if expired else queues
 
@@ -41,7 +41,7 @@ def choose(
     held = queues[-1].held
     due: list[tuple[QueueRow, Row[Any]]] = []
     for queue in queues:
-        admitted = controls.admitted(transaction, queue, limit, queue.now_ms)
+        admitted = controls.admitted(transaction, queue, limit)
         if admitted:
             rows = transaction.database.due(transaction, queue.id, queue.now_ms, admitted)
             due.extend((queue, job) for job in rows)
@@ -72,7 +72,7 @@ def claim(
     expires_at_ms: int,
 ) -> str:
     """Give jobs of one queue to a worker; returns the lease's token."""
-    ids = json.dumps([row[0] for row in rows])
+    ids = [row[0] for row in rows]
     nonce = secrets.token_hex(8)
     lease_id = transaction.database.insert_lease(
         transaction,
@@ -81,7 +81,7 @@ def claim(
         queue=queue.id,
         worker=worker,
         expires=expires_at_ms,
-        listed=ids,
+        listed=json.dumps(ids),
         remaining=len(rows),
         solo=rows[0][-1],
     )
@@ -101,7 +101,7 @@ def next_due_ms(transaction: Transaction, queue: str) -> tuple[int | None, int]:
     if found is None:
         return None, 0
     expiry = found.first_expiry_ms
-    admits = controls.admits_at_ms(transaction, found, found.now_ms)
+    admits = controls.admits_at_ms(transaction, found)
     if admits is None:
         return expiry, found.now_ms
     due: int | None = transaction.run(statements.NEXT_DUE, {"queue": found.id}).scalar()

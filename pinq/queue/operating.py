@@ -37,7 +37,7 @@ class OperatedQueue:
             found = controls.find(transaction, queue)
             if found is None:
                 raise InvalidInput(f"there is no queue {queue!r}")
-            controls.change(transaction, found, told, found.now_ms)
+            controls.change(transaction, found, told)
             transaction.ring()
 
     @redone

@@ -1,7 +1,6 @@
 """PostgreSQL, by psycopg 3: rows locked with ``SKIP LOCKED``, waiters told by ``NOTIFY``."""
 
-import json
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -52,6 +51,8 @@ class PostgresDatabase(Database):
 
     dialect = "postgresql"
     words: ClassVar = {
+        # Of an array an index is always read; a join with its elements only where the planner
+        # guesses right how many there are.
         r"= EACH TEXT (:\w+)": r"= ANY(BINARY \1::text[])",
         r"= EACH (:\w+)": r"= ANY(BINARY \1::bigint[])",
         r"\bNOW\b": "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)",
@@ -100,19 +101,6 @@ class PostgresDatabase(Database):
 
     # --- spelling -----------------------------------------------------------------
 
-    def bound(self, values: Any) -> Any:
-        """JSON arrays become lists, which are its arrays.
-
-        ``= ANY`` of an array is always read by an index; a join with a JSON array's elements
-        only where the planner guesses right how many there are.
-        """
-        if not isinstance(values, dict):
-            return values
-        return {
-            name: json.loads(value) if name in ("ids", "keys") and isinstance(value, str) else value
-            for name, value in values.items()
-        }
-
     def insert_jobs(
         self,
         transaction: Transaction,
@@ -140,12 +128,6 @@ class PostgresDatabase(Database):
 
     def insert_missing(self, transaction: Transaction, table: Table, **values: Any) -> None:
         transaction.execute(insert(table).values(**values).on_conflict_do_nothing())
-
-    def due(
-        self, transaction: Transaction, queue_id: int, now_ms: int, limit: int
-    ) -> Sequence[Any]:
-        asked = {"queue": queue_id, "now": now_ms, "limit": limit}
-        return transaction.run(statements.DUE, asked).all()
 
     # --- errors -------------------------------------------------------------------
 

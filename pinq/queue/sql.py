@@ -45,11 +45,8 @@ from pinq.queue.model import (
     Verdict,
 )
 from pinq.queue.operating import OperatedQueue
-from pinq.queue.tables import (
-    queues,
-)
+from pinq.queue.tables import queues
 
-_LONGEST_KEY = 128
 _NOTHING = Exchange((), ())
 
 
@@ -155,12 +152,12 @@ class SqlQueue(OperatedQueue):
             finished = [answering.finish(transaction, a.token, a.verdicts) for a in answers]
             known = leasing.find(transaction, queues, worker)
             for row in known:
-                controls.follow_clock(transaction, row, row.now_ms)
+                controls.follow_clock(transaction, row)
             leases = []
             for row, rows in leasing.choose(transaction, known, limit):
                 expires_at_ms = row.now_ms + round(seconds * 1000)
                 token = leasing.claim(transaction, row, rows, worker, expires_at_ms)
-                controls.spend(transaction, row, len(rows), row.now_ms)
+                controls.spend(transaction, row, len(rows))
                 leases.append(leasing.as_lease(row, rows, token, expires_at_ms))
             if answers:
                 transaction.ring()
@@ -224,7 +221,7 @@ class SqlQueue(OperatedQueue):
             if found is None:
                 return sorted(by_id)
             lease_id, remaining, _, _ = found
-            held = attempts.held(transaction, lease_id, json.dumps(list(by_id)))
+            held = attempts.held(transaction, lease_id, list(by_id))
             for job in held:
                 remaining -= attempts.keep(transaction, job, by_id.pop(job.id))
             if seconds is not None:
@@ -240,7 +237,7 @@ class SqlQueue(OperatedQueue):
             if found is None:
                 return 0
             lease_id, remaining, held, _ = found
-            listed = {"ids": held if ids is None else json.dumps(list(ids)), "lease": lease_id}
+            listed = {"ids": json.loads(held) if ids is None else list(ids), "lease": lease_id}
             statement = f"{statements.RELEASE} {statements.HELD}"
             released = transaction.run(statement, listed).rowcount
             answering.shrink(transaction, lease_id, remaining - released)

@@ -122,7 +122,7 @@ class SqlTransfer:
             transaction.execute(select(leases.c.id).order_by(leases.c.id).with_for_update())
             note["leases"] += [asdict(record) for record in _held(transaction)]
             for lease_id, ids in transaction.execute(select(leases.c.id, leases.c.job_ids)).all():
-                mine = each(jobs.c.id, ids), jobs.c.lease_id == lease_id
+                mine = each(jobs.c.id, json.loads(ids)), jobs.c.lease_id == lease_id
                 transaction.execute(update(jobs).where(*mine).values(lease_id=None))
             transaction.execute(delete(leases))
             _write(transaction, _FROM, note)
@@ -383,7 +383,7 @@ def _row(queue_id: int, record: JobRecord) -> tuple[Any, ...]:
 
 def _ids(transaction: Transaction, queue_id: int, keys: Sequence[str]) -> dict[str, int]:
     """The ids of the jobs that there are of some keys."""
-    asked = {"queue": queue_id, "keys": json.dumps(keys)}
+    asked = {"queue": queue_id, "keys": list(keys)}
     return {key: id_ for key, id_, *_ in transaction.run(statements.EXISTING, asked)}
 
 
@@ -423,7 +423,7 @@ def _held(transaction: Transaction) -> list[LeaseRecord]:
         .order_by(leases.c.id)
     )
     for lease in transaction.execute(every).all():
-        mine = each(jobs.c.id, lease.job_ids), jobs.c.lease_id == lease.id
+        mine = each(jobs.c.id, json.loads(lease.job_ids)), jobs.c.lease_id == lease.id
         keys = transaction.execute(select(jobs.c.job_key).where(*mine).order_by(jobs.c.id))
         found.append(
             LeaseRecord(

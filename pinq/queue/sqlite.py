@@ -9,7 +9,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -121,6 +121,15 @@ class SqliteDatabase(Database):
 
     # --- spelling -----------------------------------------------------------------
 
+    def bound(self, values: Any) -> Any:
+        """Lists become JSON arrays: SQLite has none."""
+        if not isinstance(values, dict):
+            return values
+        return {
+            name: json.dumps(value) if isinstance(value, list) else value
+            for name, value in values.items()
+        }
+
     def insert_jobs(
         self,
         transaction: Transaction,
@@ -131,7 +140,7 @@ class SqliteDatabase(Database):
         forced: bool,
     ) -> Collection[str]:
         force = int(forced)
-        asked = {"queue": queue_id, "keys": json.dumps([job.key for job in jobs])}
+        asked = {"queue": queue_id, "keys": [job.key for job in jobs]}
         there = set(transaction.run(statements.KEYS, asked).scalars())
         new = [job for job in jobs if job.key not in there]
         if not new:
@@ -160,12 +169,6 @@ class SqliteDatabase(Database):
 
     def insert_missing(self, transaction: Transaction, table: Table, **values: Any) -> None:
         transaction.execute(insert(table).values(**values).on_conflict_do_nothing())
-
-    def due(
-        self, transaction: Transaction, queue_id: int, now_ms: int, limit: int
-    ) -> Sequence[Any]:
-        asked = {"queue": queue_id, "now": now_ms, "limit": limit}
-        return transaction.run(statements.DUE, asked).all()
 
     # --- errors -------------------------------------------------------------------
 

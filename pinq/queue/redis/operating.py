@@ -337,10 +337,10 @@ def _job(queue: str, row: Sequence[Any]) -> Job:
         body=body,
         progress=progress,
         status=text(status),
-        errors=tuple(map(_error, errors)),
+        errors=tuple(map(error_of, errors)),
     )
 
 
-def _error(line: bytes) -> JobError:
+def error_of(line: bytes) -> JobError:
     at_ms, attempt, failure_class, message = line.split(b" ", 3)
     return JobError(text(failure_class), text(message), int(at_ms), int(attempt))

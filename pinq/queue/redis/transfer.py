@@ -16,9 +16,9 @@ from typing import Any
 import msgpack  # type: ignore[import-untyped]
 
 from pinq.errors import InvalidInput
-from pinq.queue.model import Controls, JobError, State, StoredEvent
+from pinq.queue.model import Controls, State, StoredEvent
 from pinq.queue.redis.filters import STATES
-from pinq.queue.redis.operating import batched, text
+from pinq.queue.redis.operating import batched, error_of, text
 from pinq.queue.redis.queue import RedisQueue
 from pinq.queue.redis.server import packed, unpacked
 from pinq.queue.transfer import Arrival, Departure, JobRecord, LeaseRecord, QueueRecord
@@ -294,13 +294,8 @@ def _job(queue: str, row: Sequence[Any]) -> JobRecord:
         body=body,
         progress=progress,
         status=text(status),
-        errors=tuple(map(_error, errors)),
+        errors=tuple(map(error_of, errors)),
     )
-
-
-def _error(line: bytes) -> JobError:
-    at_ms, attempt, failure_class, message = line.split(b" ", 3)
-    return JobError(text(failure_class), text(message), int(at_ms), int(attempt))
 
 
 def _row(record: JobRecord) -> tuple[Any, ...]:
