@@ -17,8 +17,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import dramatiq
-from dramatiq.broker import Broker
-from dramatiq.middleware import Middleware
 
 from pinq.broker import Batch, QueueBroker
 from pinq.config import PipelineSettings, Settings, WorkerSettings
@@ -36,7 +34,7 @@ from pinq.signals.contract import Signal
 from pinq.signals.registry import signals_for
 from pinq.store.contract import Store
 from pinq.store.urls import open_store
-from pinq.upkeep import Upkeep
+from pinq.upkeep import UpkeepMiddleware
 
 logger = logging.getLogger(__name__)
 
@@ -108,19 +106,16 @@ class Worker:
         self._on_finished = on_finished
         self._stop_waiting = threading.Event()
         self._decoders = _decoders(settings.worker)
-        name = incarnation()
         self.broker = QueueBroker(
             queue,
-            worker=name,
             lease_seconds=settings.worker.lease_seconds,
             patience_seconds=settings.worker.patience_seconds,
             on_finished=self._finished,
             on_fatal=self._fatal,
             middleware=[],  # batches are not retried by dramatiq
         )
-        self._upkeep = Upkeep(queue, settings, holder=name) if upkeep else None
-        if self._upkeep is not None:
-            self.broker.add_middleware(_WithWorker(self._upkeep))
+        if upkeep:
+            self.broker.add_middleware(UpkeepMiddleware(settings))
         self._declare_actors(settings, queue, store, pipelines or tuple(settings.pipelines))
         self._threads = settings.worker.threads
         self._dramatiq: dramatiq.Worker | None = None
@@ -176,8 +171,6 @@ class Worker:
 
     def close(self) -> None:
         """End what the worker started itself; for use where dramatiq runs the threads."""
-        if self._upkeep is not None:
-            self._upkeep.stop()
         self.broker.close()
         self._stop_waiting.set()
         if self._decoders is not None:
@@ -202,16 +195,6 @@ class Worker:
         self.error = self.error or error
         self._stop_waiting.set()
         self.ended.set()
-
-
-class _WithWorker(Middleware):
-    """Starts the upkeep when dramatiq's threads start, whoever starts them."""
-
-    def __init__(self, upkeep: Upkeep) -> None:
-        self._upkeep = upkeep
-
-    def after_worker_boot(self, broker: Broker, worker: dramatiq.Worker) -> None:
-        self._upkeep.start()
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Keeps a queue on time and tidy: periodic jobs are enqueued, old jobs are deleted.
 
-Every worker process has an :class:`Upkeep`. One of them all holds the role ``upkeep`` and
-works; the others stand by. Time is the queue's.
+Every worker process has an :class:`Upkeep`, by :class:`UpkeepMiddleware`. One of them all holds
+the role ``upkeep`` and works; the others stand by. Time is the queue's.
 
 **Once a tick.** The key of a tick's job names the tick, so it is one job however often it is
 fired: by two who both believe to be elected, or by the next one elected, which looks back for
@@ -21,10 +21,13 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 import dramatiq
+from dramatiq.broker import Broker
+from dramatiq.middleware import Middleware
 
+from pinq.broker.broker import QueueBroker
 from pinq.broker.messages import new_job
-from pinq.config import PeriodicSettings, PipelineSettings, Settings
-from pinq.errors import InvalidInput, QueueDraining
+from pinq.config import PeriodicSettings, PipelineSettings, Settings, load
+from pinq.errors import ConfigError, InvalidInput, QueueDraining
 from pinq.periodic import Schedule
 from pinq.queue.contract import Queue
 from pinq.queue.model import NewJob, Outcome
@@ -215,6 +218,35 @@ class Upkeep:
         if self._pruned:
             logger.info("retention.pruned jobs=%d", self._pruned)
             self._pruned = 0
+
+
+class UpkeepMiddleware(Middleware):
+    """Gives each worker of a :class:`~pinq.broker.QueueBroker` an :class:`Upkeep` of its queue.
+
+    Args:
+        settings: their ``retention`` and ``periodic``; by default those of ``pinq.toml``, found
+            as the command ``pinq`` finds it.
+
+    Raises:
+        ConfigError: the settings are wrong.
+    """
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self._settings = settings or load()
+        self._upkeep: Upkeep | None = None
+
+    def after_worker_boot(self, broker: Broker, worker: dramatiq.Worker) -> None:
+        if not isinstance(broker, QueueBroker):
+            raise ConfigError(
+                f"UpkeepMiddleware keeps pinq's queues, not a {type(broker).__name__}'s"
+            )
+        self._upkeep = Upkeep(broker.queue, self._settings, holder=broker.worker)
+        self._upkeep.start()
+
+    def before_worker_shutdown(self, broker: Broker, worker: dramatiq.Worker) -> None:
+        if self._upkeep is not None:
+            self._upkeep.stop()
+            self._upkeep = None
 
 
 def tick_job(

@@ -112,6 +112,11 @@ class QueueBroker(Broker):
         """The queue, open in this process."""
         return self._connection.queue
 
+    @property
+    def worker(self) -> str:
+        """This process's incarnation: the name by which it leases."""
+        return self._connection.worker
+
     # --- declarations -----------------------------------------------------------
 
     def declare_actor(self, actor: Actor) -> None:

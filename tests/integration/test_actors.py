@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import dramatiq
@@ -17,6 +17,7 @@ import pytest
 from pinq.broker import QueueBroker
 from pinq.errors import ConfigError, QueueError
 from pinq.queue.contract import Queue
+from pinq.queue.model import NewJob, Succeeded
 from pinq.queue.urls import open_queue
 
 DRAMATIQ = str(Path(sys.executable).with_name("dramatiq"))
@@ -39,6 +40,14 @@ def write(number):
 """
 
 
+UPKEEP = """
+from pinq.upkeep import UpkeepMiddleware
+
+broker.add_middleware(UpkeepMiddleware())
+dramatiq.actor(actor_name="report", queue_name="reports")(write.fn)
+"""
+
+
 @pytest.fixture
 def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/queue.db"
@@ -52,14 +61,14 @@ def queue(url: str) -> Iterator[Queue]:
 
 
 def environment(folder: Path, url: str) -> dict[str, str]:
-    (folder / "jobs.py").write_text(MODULE)
     root = str(Path(__file__).parents[2])
     return {**os.environ, "QUEUE": url, "OUT": str(folder / "out"), "PYTHONPATH": root}
 
 
 @contextmanager
-def workers(folder: Path, url: str) -> Iterator[subprocess.Popen[bytes]]:
+def workers(folder: Path, url: str, module: str = MODULE) -> Iterator[subprocess.Popen[bytes]]:
     """dramatiq's command, in a process group of its own."""
+    (folder / "jobs.py").write_text(module)
     command = [DRAMATIQ, "jobs", "--processes", "2", "--threads", "2"]
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(
@@ -115,6 +124,46 @@ def test_what_dramatiqs_command_had_in_hand_when_it_was_killed_is_done_by_the_ne
         assert running.wait(PATIENCE) == 0
     assert set(written(tmp_path)) == set(range(count))
     assert queue.count("default").succeeded == count
+
+
+SETTINGS = """
+[retention]
+succeeded_hours = 1
+
+[periodic.tick]
+cron = "* * * * *"
+actor = "report"
+queue = "reports"
+args = [42]
+"""
+
+
+def test_a_worker_of_actors_alone_fires_periodic_messages_and_deletes_old_ones(
+    tmp_path: Path, url: str
+) -> None:
+    two_hours_ago = time.time_ns() // 1_000_000 - 7_200_000
+    with closing(open_queue(url, clock=lambda: two_hours_ago)) as past:
+        past.enqueue("default", [NewJob("old")])
+        lease = past.lease("default", 1, 60, "w")
+        assert lease
+        past.finish(lease.token, [Succeeded(job.id) for job in lease.jobs])
+    (tmp_path / "pinq.toml").write_text(SETTINGS)
+    with (
+        closing(open_queue(url)) as queue,
+        workers(tmp_path, url, module=f"{MODULE}\n{UPKEEP}") as running,
+    ):
+        deadline = time.monotonic() + PATIENCE
+        # The minute that has just passed is made up for: no need to wait for the next.
+        while queue.lookup("default", ["old"]) or not written(tmp_path):
+            assert running.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.kill(running.pid, signal.SIGTERM)
+        assert running.wait(PATIENCE) == 0
+        keys = [job.key for job in queue.scan()]
+    assert set(written(tmp_path)) == {42}
+    assert len(written(tmp_path)) == len(keys), "two processes, one message a tick"
+    assert all(key.startswith("tick-") for key in keys)
 
 
 def test_dramatiqs_command_ends_where_the_queue_cannot_be_opened(tmp_path: Path) -> None:
