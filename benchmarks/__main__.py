@@ -17,6 +17,7 @@ PROGRAMS = {
     "memory": "the memory of pinq worker over 20,000 images",
     "actors": "dramatiq actors one message at a time, against dramatiq's own Redis broker",
     "latency": "one image at a time: to its lease, its value and its event; one job, beside others",
+    "together": "worker processes on one SQLite queue, against one alone",
     "flat": "what a job costs with up to five million others in the table",
 }
 

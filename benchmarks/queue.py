@@ -152,7 +152,7 @@ def measure(options: Options) -> list[Figure]:
         done = _in_turn({"pinq": pinq_round, "bare": bare_round}, items, with_events, rounds)
         pinq, bare = (min(done[name], key=lambda r: r.seconds) for name in ("pinq", "bare"))
         what = "queue.with_events" if with_events else "queue"
-        goal = None if with_events else Goal(value_at_least=25_000, ratio_at_least=0.6)
+        goal = None if with_events else Goal(ratio_at_least=0.7)
         count = len(items)
         figures.append(
             Figure(

@@ -4,7 +4,6 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import dramatiq
@@ -193,7 +192,7 @@ class QueueBroker(Broker):
         jobs = [new_job(message, self.actors) for message in messages]
         answers = self._sending.send(queue_name, jobs)
         running = [
-            replace(job, key=f"{job.key}.{secrets.token_hex(4)}")
+            job._replace(key=f"{job.key}.{secrets.token_hex(4)}")
             for job, answer in zip(jobs, answers, strict=True)
             if answer.outcome is Outcome.DUPLICATE and answer.state is State.LEASED
         ]

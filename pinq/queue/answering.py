@@ -1,11 +1,12 @@
 """Answers to a lease, step by step: finish, renew."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import select, update
 
-from pinq.errors import InvalidInput
+from pinq.errors import InvalidInput, QueueError
 from pinq.queue import attempts, controls, events, statements
 from pinq.queue.database import Transaction, each
 from pinq.queue.model import Finished, Snooze, Succeeded, Verdict
@@ -46,14 +47,16 @@ def finish(transaction: Transaction, token: str, verdicts: Sequence[Verdict]) ->
     found = found_lease(transaction, token)
     if found is None:
         return Finished(refused=sorted(by_id))
-    lease_id, remaining, _, queue_id = found
+    lease_id, remaining, listed, queue_id = found
     queue = controls.of_id(transaction, queue_id)
     now = queue.now_ms
     successes = [v for v in by_id.values() if isinstance(v, Succeeded)]
     others = [v for v in by_id.values() if not isinstance(v, Succeeded)]
     accepted: set[int] = set()
     if successes:
-        accepted.update(_succeed(transaction, successes, lease_id, queue.generation, now))
+        ids = json.loads(listed)
+        held = set(ids) if len(ids) == remaining else set()
+        accepted |= _succeed(transaction, successes, lease_id, held, queue.generation, now)
     snoozed = dead = 0
     ids = [v.id for v in others]
     for job in attempts.held(transaction, lease_id, ids) if others else ():
@@ -76,18 +79,22 @@ def _succeed(
     transaction: Transaction,
     successes: Sequence[Succeeded],
     lease_id: int,
+    held: set[int],
     generation: int,
     now: int,
 ) -> set[int]:
-    ended = {
-        "now": now,
-        "generation": generation,
-        "ids": [v.id for v in successes],
-        "lease": lease_id,
-    }
-    accepted = set(
-        transaction.database.changed(transaction, statements.SUCCEED, statements.HELD, ended)
-    )
+    """End jobs, all of them if they are among those that are known to be ``held``."""
+    ids = [v.id for v in successes]
+    ended = {"now": now, "generation": generation, "ids": ids, "lease": lease_id}
+    if held.issuperset(ids):
+        # To be told which rows were changed costs more than to change them.
+        if transaction.run(statements.SUCCEED + statements.HELD, ended).rowcount != len(ids):
+            raise QueueError(f"lease {lease_id} lists jobs that it does not hold")
+        accepted = set(ids)
+    else:
+        accepted = set(
+            transaction.database.changed(transaction, statements.SUCCEED, statements.HELD, ended)
+        )
     events.store(transaction, (v.event for v in successes if v.event and v.id in accepted), now)
     notes = {v.id: v.status for v in successes if v.status and v.id in accepted}
     if notes:

@@ -222,7 +222,14 @@ class Database(ABC):
     ) -> Sequence[Any]:
         """The next due jobs, as ``statements.COLUMNS``, locked against other workers."""
         asked = {"queue": queue_id, "now": now_ms, "limit": limit}
-        return transaction.run(statements.DUE, asked).all()
+        rows: list[Any] = []
+        for priority in transaction.run(statements.DUE_PRIORITIES, asked).scalars().all():
+            asked["limit"] = limit - len(rows)
+            one = statements.DUE_OF.format(priority=priority)
+            rows.extend(transaction.run(one, asked).all())
+            if len(rows) == limit:
+                break
+        return rows
 
 
 class Transaction:

@@ -36,7 +36,11 @@ def enqueue(
     now = found.now_ms
     first = {job.key: job for job in reversed(jobs)}
     distinct = jobs if len(first) == len(jobs) else [job for job in jobs if first[job.key] is job]
-    new = set(transaction.database.insert_jobs(transaction, found.id, now, distinct, forced=force))
+    keys = transaction.database.insert_jobs(transaction, found.id, now, distinct, forced=force)
+    if len(keys) == len(jobs):
+        transaction.ring()
+        return [Enqueued(job.key, Outcome.ENQUEUED, State.PENDING) for job in jobs]
+    new = set(keys)
     others = [key for key in first if key not in new]
     known = _known(transaction, found.id, others) if others else {}
     answers: list[Enqueued] = []

@@ -29,8 +29,7 @@ class Outcome(StrEnum):
     RERUN = "rerun"
 
 
-@dataclass(frozen=True, slots=True)
-class NewJob:
+class NewJob(NamedTuple):
     """One item to enqueue.
 
     ``verify`` says that ``key`` is the digest of the bytes at ``uri``, so that a

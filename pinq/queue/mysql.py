@@ -154,20 +154,6 @@ class MysqlDatabase(Database):
             transaction.run(f"{update} {where}", values)
         return ids
 
-    def due(
-        self, transaction: Transaction, queue_id: int, now_ms: int, limit: int
-    ) -> Sequence[Any]:
-        # By the priority: locked rows in a derived table are not MariaDB's.
-        asked = {"queue": queue_id, "now": now_ms, "limit": limit}
-        rows: list[Any] = []
-        for priority in transaction.run(statements.DUE_PRIORITIES, asked).scalars().all():
-            asked["limit"] = limit - len(rows)
-            one = statements.DUE_OF.format(priority=priority)
-            rows.extend(transaction.run(one, asked).all())
-            if len(rows) == limit:
-                break
-        return rows
-
     # --- errors -------------------------------------------------------------------
 
     def explain(self, error: exc.DBAPIError) -> Exception:

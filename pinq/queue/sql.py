@@ -153,15 +153,16 @@ class SqlQueue(OperatedQueue):
             known = leasing.find(transaction, queues, worker)
             for row in known:
                 controls.follow_clock(transaction, row)
-            leases = []
+            claimed = []
             for row, rows in leasing.choose(transaction, known, limit):
                 expires_at_ms = row.now_ms + round(seconds * 1000)
                 token = leasing.claim(transaction, row, rows, worker, expires_at_ms)
                 controls.spend(transaction, row, len(rows))
-                leases.append(leasing.as_lease(row, rows, token, expires_at_ms))
+                claimed.append((row, rows, token, expires_at_ms))
             if answers:
                 transaction.ring()
-        return Exchange(finished, leases)
+        # Out here, where nobody waits for it.
+        return Exchange(finished, [leasing.as_lease(*one) for one in claimed])
 
     def _is_idle(self, queue: str) -> bool:
         """Where nothing was last time, look before waiting for the only writer's lock."""

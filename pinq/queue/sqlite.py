@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import re
+import sqlite3
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -23,10 +24,13 @@ from pinq.queue.clock import machine_clock
 from pinq.queue.database import Database, Transaction
 from pinq.queue.model import NewJob
 from pinq.queue.sqlite_bell import FileBell
+from pinq.queue.sqlite_lock import BEGIN_WRITING, WriteLock
 
-# One writer at a time inside a process: SQLite would let the others spin and sleep.
-_write_locks: dict[Path, threading.Lock] = {}
+# One a file and process, however often it is opened.
+_write_locks: dict[Path, WriteLock] = {}
 _write_locks_guard = threading.Lock()
+# A fork opens its queues anew: what its parent's threads held here, nobody would give back.
+os.register_at_fork(after_in_child=_write_locks.clear)
 
 _FULL, _BUSY, _LOCKED, _READONLY, _IOERR, _CORRUPT, _CANTOPEN, _NOTADB = 13, 5, 6, 8, 10, 11, 14, 26
 # Under this much free space a failed write is taken for a full disk.
@@ -35,6 +39,12 @@ _NO_SPACE_BYTES = 256 * 1024
 _INSERT_JOB = f"""
 INSERT INTO pinq_jobs ({statements.INSERTED})
 VALUES (?, ?, 0, ?, ?, 0, ?, 0, 0, ?, ?, ?, ?, ?, ?, x'', ?)
+ON CONFLICT (queue_id, job_key) DO NOTHING
+"""
+
+# Of what was inserted just now: an id is the greatest that there is, and one more.
+_LAST_KEYS = """
+SELECT job_key FROM pinq_jobs WHERE id > (SELECT max(id) FROM pinq_jobs) - :inserted
 """
 
 
@@ -68,17 +78,19 @@ class SqliteDatabase(Database):
             )
         self.busy_seconds = busy_seconds
         with _write_locks_guard:
-            self._writing = _write_locks.setdefault(self.path, threading.Lock())
+            self._write_lock = _write_locks.setdefault(self.path, WriteLock(self.path))
         self.name = str(self.path)
         super().__init__(self._create_engine(synchronous), clock or machine_clock)
+        # For writing there is one connection, whose cache of pages stays as it left it.
+        self._writer = self._create_engine(synchronous, writes=True)
         self.bell = FileBell(self.path)
 
-    def _create_engine(self, synchronous: str) -> Engine:
+    def _create_engine(self, synchronous: str, *, writes: bool = False) -> Engine:
         engine = create_engine(
             URL.create("sqlite", database=str(self.path)),
             connect_args={"timeout": self.busy_seconds, "check_same_thread": False},
-            pool_size=8,
-            max_overflow=32,
+            pool_size=1 if writes else 8,
+            max_overflow=0 if writes else 32,
         )
 
         @event.listens_for(engine, "connect")
@@ -91,28 +103,39 @@ class SqliteDatabase(Database):
             cursor.execute("PRAGMA temp_store=MEMORY")
             # Fewer checkpoints: each syncs the database, not only the log.
             cursor.execute("PRAGMA wal_autocheckpoint=4000")
+            if writes:
+                cursor.execute("PRAGMA busy_timeout=0")  # we wait for the lock in our own way
             cursor.close()
             connection.create_function("pinq_bytes_match", 2, _bytes_match, deterministic=True)
 
-        @event.listens_for(engine, "begin")
-        def _on_begin(connection: Connection) -> None:
-            # A transaction that reads and then writes must take the lock at
-            # once: the upgrade of a deferred one that loses a race fails, and
-            # no timeout helps.
-            writing = connection.get_execution_options().get("writing")
-            connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
-
+        event.listen(engine, "begin", self._begin_writing if writes else _begin_reading)
         return engine
+
+    def _begin_writing(self, connection: Connection) -> None:
+        cursor: Any = connection.connection.cursor()
+        try:
+            self._write_lock.begin(cursor, self.busy_seconds)
+        except sqlite3.Error:
+            connection.exec_driver_sql(BEGIN_WRITING)  # once more, as SQLAlchemy tells it
+        finally:
+            cursor.close()
 
     @contextmanager
     def write(self) -> Iterator[Transaction]:
-        with self.explained(), self._writing, self._engine.connect() as connection:
-            connection = connection.execution_options(writing=True)
+        with (
+            self.explained(),
+            self._write_lock.among_threads(),
+            self._writer.connect() as connection,
+        ):
             with connection.begin():
                 transaction = Transaction(connection, self)
                 yield transaction
             if transaction.rings:
                 self.bell.ring()
+
+    def close(self) -> None:
+        super().close()
+        self._writer.dispose()
 
     def holds(self, transaction: Transaction, table: str) -> bool:
         # Not by SQLAlchemy's inspector, which costs more than the rest of opening a queue.
@@ -140,12 +163,7 @@ class SqliteDatabase(Database):
         forced: bool,
     ) -> Collection[str]:
         force = int(forced)
-        asked = {"queue": queue_id, "keys": [job.key for job in jobs]}
-        there = set(transaction.run(statements.KEYS, asked).scalars())
-        new = [job for job in jobs if job.key not in there]
-        if not new:
-            return ()
-        transaction.run(
+        inserted = transaction.run(
             _INSERT_JOB,
             [
                 (
@@ -162,10 +180,12 @@ class SqliteDatabase(Database):
                     job.body,
                     job.status,
                 )
-                for job in new
+                for job in jobs
             ],
-        )
-        return [job.key for job in new]
+        ).rowcount
+        if inserted == len(jobs):
+            return [job.key for job in jobs]
+        return transaction.run(_LAST_KEYS, {"inserted": inserted}).scalars().all()
 
     def insert_missing(self, transaction: Transaction, table: Table, **values: Any) -> None:
         transaction.execute(insert(table).values(**values).on_conflict_do_nothing())
@@ -207,6 +227,10 @@ class SqliteDatabase(Database):
         except OSError:
             return False
         return disk.f_bavail * disk.f_frsize < _NO_SPACE_BYTES
+
+
+def _begin_reading(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN")
 
 
 @functools.lru_cache(maxsize=16)

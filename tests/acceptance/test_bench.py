@@ -19,7 +19,7 @@ FIGURES: dict[str, dict[str, str | None]] = {
         "run.cpu_per_image": "ratio <= 1.1",
     },
     "queue": {
-        "queue.jobs_per_second": "value >= 25000 and ratio >= 0.6",
+        "queue.jobs_per_second": "ratio >= 0.7",
         "queue.with_events.jobs_per_second": None,
     },
     "cli": {
