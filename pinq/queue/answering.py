@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import select, update
 
@@ -20,11 +20,30 @@ def _parse(token: str) -> dict[str, Any]:
     return {"lease": int(lease_id), "nonce": nonce}
 
 
-def found_lease(transaction: Transaction, token: str) -> tuple[int, int, str, int] | None:
-    """A lease's id, how many jobs it holds, their ids and its queue's; locked."""
-    asked = _parse(token)
-    row = transaction.run(statements.FIND_LEASE, asked).one_or_none()
-    return (asked["lease"], row[0], row[1], row[2]) if row else None
+class LeaseRow(NamedTuple):
+    """A lease as its row has it, and what time it was then."""
+
+    id: int
+    remaining: int
+    job_ids: str
+    """As JSON: all that it ever held."""
+    queue_id: int
+    generation: int
+    now_ms: int
+
+    def surely_holds(self, ids: Sequence[int]) -> bool:
+        """Whether it holds all of these, as far as can be told without looking at the jobs."""
+        listed = json.loads(self.job_ids)
+        return len(listed) == self.remaining and set(listed).issuperset(ids)
+
+
+def found_lease(transaction: Transaction, token: str) -> LeaseRow | None:
+    """The lease with that token, locked."""
+    row = transaction.run(statements.FIND_LEASE, _parse(token)).one_or_none()
+    if row is None:
+        return None
+    found, clock = LeaseRow(*row), transaction.database.clock
+    return found if clock is None else found._replace(now_ms=clock())
 
 
 def renew(transaction: Transaction, token: str, seconds: float) -> bool:
@@ -44,27 +63,21 @@ def shrink(transaction: Transaction, lease_id: int, remaining: int) -> None:
 def finish(transaction: Transaction, token: str, verdicts: Sequence[Verdict]) -> Finished:
     """End attempts and store their events, in the caller's transaction."""
     by_id = {verdict.id: verdict for verdict in verdicts}
-    found = found_lease(transaction, token)
-    if found is None:
+    lease = found_lease(transaction, token)
+    if lease is None:
         return Finished(refused=sorted(by_id))
-    lease_id, remaining, listed, queue_id = found
-    queue = controls.of_id(transaction, queue_id)
-    now = queue.now_ms
     successes = [v for v in by_id.values() if isinstance(v, Succeeded)]
-    others = [v for v in by_id.values() if not isinstance(v, Succeeded)]
-    accepted: set[int] = set()
-    if successes:
-        ids = json.loads(listed)
-        held = set(ids) if len(ids) == remaining else set()
-        accepted |= _succeed(transaction, successes, lease_id, held, queue.generation, now)
+    others = [v.id for v in by_id.values() if not isinstance(v, Succeeded)]
+    accepted = _succeed(transaction, lease, successes) if successes else set()
     snoozed = dead = 0
-    ids = [v.id for v in others]
-    for job in attempts.held(transaction, lease_id, ids) if others else ():
-        verdict = by_id[job.id]
-        dead += attempts.end(transaction, queue, job, verdict, now)
-        snoozed += isinstance(verdict, Snooze)
-        accepted.add(job.id)
-    shrink(transaction, lease_id, remaining - len(accepted))
+    if others:
+        queue = controls.of_id(transaction, lease.queue_id)
+        for job in attempts.held(transaction, lease.id, others):
+            verdict = by_id[job.id]
+            dead += attempts.end(transaction, queue, job, verdict, lease.now_ms)
+            snoozed += isinstance(verdict, Snooze)
+            accepted.add(job.id)
+    shrink(transaction, lease.id, lease.remaining - len(accepted))
     succeeded = sum(v.id in accepted for v in successes)
     return Finished(
         succeeded=succeeded,
@@ -75,21 +88,14 @@ def finish(transaction: Transaction, token: str, verdicts: Sequence[Verdict]) ->
     )
 
 
-def _succeed(
-    transaction: Transaction,
-    successes: Sequence[Succeeded],
-    lease_id: int,
-    held: set[int],
-    generation: int,
-    now: int,
-) -> set[int]:
-    """End jobs, all of them if they are among those that are known to be ``held``."""
-    ids = [v.id for v in successes]
-    ended = {"now": now, "generation": generation, "ids": ids, "lease": lease_id}
-    if held.issuperset(ids):
+def _succeed(transaction: Transaction, lease: LeaseRow, successes: Sequence[Succeeded]) -> set[int]:
+    """End jobs; the ids of those that the lease held."""
+    now, ids = lease.now_ms, [v.id for v in successes]
+    ended = {"now": now, "generation": lease.generation, "ids": ids, "lease": lease.id}
+    if lease.surely_holds(ids):
         # To be told which rows were changed costs more than to change them.
         if transaction.run(statements.SUCCEED + statements.HELD, ended).rowcount != len(ids):
-            raise QueueError(f"lease {lease_id} lists jobs that it does not hold")
+            raise QueueError(f"lease {lease.id} lists jobs that it does not hold")
         accepted = set(ids)
     else:
         accepted = set(

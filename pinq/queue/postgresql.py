@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import psycopg
-from sqlalchemy import URL, Table, create_engine, exc
+from sqlalchemy import URL, Table, create_engine, event, exc
 from sqlalchemy.dialects.postgresql import insert
 
 from pinq.errors import (
@@ -20,6 +20,7 @@ from pinq.queue import statements
 from pinq.queue.bell import Bell
 from pinq.queue.database import Conflict, Database, Transaction, look_after_idling
 from pinq.queue.model import NewJob
+from pinq.queue.postgresql_arrays import register, typed
 
 # A peer that is gone is noticed within half a minute, whatever the network does.
 _CONNECT = {
@@ -61,8 +62,7 @@ class PostgresDatabase(Database):
         r"\bLOCKED\b": "FOR NO KEY UPDATE",
         r"\bUNLOCKED\b": "FOR NO KEY UPDATE SKIP LOCKED",
         r"\bKEPT\b": "FOR KEY SHARE",
-        # In text, psycopg spells an array element by element, with a regular expression;
-        # in binary that is four times as quick.
+        # Of lists: in text they are spelled element by element, with a regular expression.
         r"BINARY :(\w+)": r"%(\1)b",
         r"(?<![:\w]):(\w+)": r"%(\1)s",
         r"\?": "%s",
@@ -78,6 +78,11 @@ class PostgresDatabase(Database):
             isolation_level="READ COMMITTED",
         )
         look_after_idling(engine)
+
+        @event.listens_for(engine, "connect")
+        def _on_connect(connection: Any, _record: Any) -> None:
+            register(connection)
+
         super().__init__(engine, clock)
         # To look needs no transaction, and so two messages less.
         self._looking = engine.execution_options(isolation_level="AUTOCOMMIT")
@@ -100,6 +105,14 @@ class PostgresDatabase(Database):
         return psycopg.connect(*arguments, **{**_CONNECT, **options}, autocommit=True)
 
     # --- spelling -----------------------------------------------------------------
+
+    def bound(self, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {
+            name: typed(value) if isinstance(value, list) else value
+            for name, value in values.items()
+        }
 
     def insert_jobs(
         self,

@@ -218,30 +218,28 @@ class SqlQueue(OperatedQueue):
     ) -> Sequence[int]:
         by_id = {checkpoint.id: checkpoint for checkpoint in checkpoints}
         with self._database.write() as transaction:
-            found = answering.found_lease(transaction, token)
-            if found is None:
+            lease = answering.found_lease(transaction, token)
+            if lease is None:
                 return sorted(by_id)
-            lease_id, remaining, _, _ = found
-            held = attempts.held(transaction, lease_id, list(by_id))
-            for job in held:
+            remaining = lease.remaining
+            for job in attempts.held(transaction, lease.id, list(by_id)):
                 remaining -= attempts.keep(transaction, job, by_id.pop(job.id))
             if seconds is not None:
                 answering.renew(transaction, token, seconds)
-            answering.shrink(transaction, lease_id, remaining)
+            answering.shrink(transaction, lease.id, remaining)
             transaction.ring()
         return sorted(by_id)
 
     @redone
     def release(self, token: str, ids: Sequence[int] | None = None) -> int:
         with self._database.write() as transaction:
-            found = answering.found_lease(transaction, token)
-            if found is None:
+            lease = answering.found_lease(transaction, token)
+            if lease is None:
                 return 0
-            lease_id, remaining, held, _ = found
-            listed = {"ids": json.loads(held) if ids is None else list(ids), "lease": lease_id}
+            chosen = json.loads(lease.job_ids) if ids is None else list(ids)
             statement = f"{statements.RELEASE} {statements.HELD}"
-            released = transaction.run(statement, listed).rowcount
-            answering.shrink(transaction, lease_id, remaining - released)
+            released = transaction.run(statement, {"ids": chosen, "lease": lease.id}).rowcount
+            answering.shrink(transaction, lease.id, lease.remaining - released)
             transaction.ring()
         return released
 

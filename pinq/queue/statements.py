@@ -111,7 +111,9 @@ RENEW = "UPDATE pinq_leases SET expires_at_ms = :expires WHERE id = :lease AND n
 
 # Whatever changes a lease's jobs holds its row first, so that no two do at once.
 FIND_LEASE = """
-SELECT remaining, job_ids, queue_id FROM pinq_leases WHERE id = :lease AND nonce = :nonce LOCKED
+SELECT id, remaining, job_ids, queue_id,
+    (SELECT generation FROM pinq_queues q WHERE q.id = queue_id) AS generation, NOW AS now_ms
+FROM pinq_leases WHERE id = :lease AND nonce = :nonce LOCKED
 """
 
 SUCCEED = """

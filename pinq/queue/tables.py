@@ -24,10 +24,11 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    event,
     text,
 )
 from sqlalchemy.dialects import mysql
-from sqlalchemy.schema import SchemaItem
+from sqlalchemy.schema import DDL, SchemaItem
 
 from pinq.queue.model import State
 
@@ -109,6 +110,17 @@ jobs = _table(
     Column("progress", Bytes, nullable=False),
     Column("status", LongText, nullable=False),
     UniqueConstraint("queue_id", "job_key", name="pinq_jobs_key"),
+)
+
+
+# A job is updated twice, each time as a new version of its row: with room for that on its page,
+# nothing else need be found, and what is dead there is cleared away in passing.
+event.listen(
+    jobs,
+    "after_create",
+    DDL("ALTER TABLE pinq_jobs SET (fillfactor = 50)").execute_if(  # type: ignore[no-untyped-call]
+        dialect="postgresql"
+    ),
 )
 
 
