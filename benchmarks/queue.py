@@ -6,6 +6,7 @@ counts. Verbs are timed apart as well.
 
 Then beside other people's queues (:mod:`benchmarks.peers`), pinq on every backend, each with
 processes of its own: no-op jobs keyed by a signature, through enqueue, run and acknowledgement.
+Those that share a server come one after the other, and the median round of each counts.
 """
 
 import hashlib
@@ -181,15 +182,18 @@ def measure(options: Options) -> list[Figure]:
 
 
 def _beside_peers(count: int, options: Options) -> Iterator[Figure]:
-    rounds = 1 if options.quick else options.rounds or 3
+    rounds = 1 if options.quick else options.rounds or 5
     with servers(options.say) as running:
         results = run_peers(running, count, rounds, say=options.say)
-    best: dict[Peer, PeerResult] = {}
+    of_peers: dict[Peer, list[PeerResult]] = {}
     for result in results:
-        before = best.get(result.peer, result)
-        best[result.peer] = max(result, before, key=lambda each: each.jobs_per_second)
-    options.say("\n".join(_table(best)))
-    by_slug = {peer.slug: (peer, result.jobs_per_second) for peer, result in best.items()}
+        of_peers.setdefault(result.peer, []).append(result)
+    middle = {
+        peer: sorted(done, key=lambda each: each.jobs_per_second)[len(done) // 2]
+        for peer, done in of_peers.items()
+    }
+    options.say("\n".join(_table(middle)))
+    by_slug = {peer.slug: (peer, result.jobs_per_second) for peer, result in middle.items()}
     for slug, (peer, rate) in by_slug.items():
         if peer.is_pinq:
             names, goal = _AGAINST.get(slug, ((), None))
@@ -212,14 +216,14 @@ def _own(peer: Peer) -> str:
     return next((own.slug for own in PINQ if own.kind == peer.kind), "")
 
 
-def _table(best: Mapping[Peer, PeerResult]) -> Iterator[str]:
+def _table(middle: Mapping[Peer, PeerResult]) -> Iterator[str]:
     """All systems side by side, the quickest first."""
-    rates = {peer.slug: result.jobs_per_second for peer, result in best.items()}
+    rates = {peer.slug: result.jobs_per_second for peer, result in middle.items()}
     line = "{:<24}{:<12}{:>10}{:>10}{:>10}{:>8}{:>20}"
     yield line.format(
         "system", "on", "enqueue/s", "work/s", "jobs/s", "jobs", "of pinq on the same"
     )
-    for peer, result in sorted(best.items(), key=lambda pair: -pair[1].jobs_per_second):
+    for peer, result in sorted(middle.items(), key=lambda pair: -pair[1].jobs_per_second):
         own = rates.get(_own(peer))
         yield line.format(
             f"{peer.name} {result.version}",
