@@ -8,6 +8,7 @@ from sqlalchemy import Row
 
 from pinq.errors import InvalidInput
 from pinq.queue import controls, selection, views
+from pinq.queue.controls import QueueRow
 from pinq.queue.database import Database, Transaction, redone
 from pinq.queue.model import EVERYTHING, Controls, Counts, Filter, Job, Page
 from pinq.queue.tables import DEAD, SUCCEEDED
@@ -29,6 +30,7 @@ class OperatedQueue:
             found = controls.find(transaction, queue)
             return found.controls if found else Controls()
 
+    @redone
     def control(self, queue: str, told: Controls) -> None:
         for limit in (told.rate, told.in_flight):
             if limit is not None and not 0 < limit < math.inf:
@@ -40,19 +42,27 @@ class OperatedQueue:
             controls.change(transaction, found, told)
             transaction.ring()
 
-    @redone
     def drop(self, queue: str, *, force: bool = False) -> int:
+        found = self._closed(queue, force)
+        total = 0
+        while found is not None:
+            total += self.delete(Filter(queue=queue))
+            if self._removed(found):
+                break
+        return total
+
+    @redone
+    def _closed(self, queue: str, force: bool) -> QueueRow | None:
         with self._database.write() as transaction:
             found = controls.find(transaction, queue)
-            if found is None:
-                return 0
-            controls.close(transaction, found, force=force)
-        total = 0
-        while True:
-            total += self.delete(Filter(queue=queue))
-            with self._database.write() as transaction:
-                if controls.remove(transaction, found):
-                    return total
+            if found is not None:
+                controls.close(transaction, found, force=force)
+            return found
+
+    @redone
+    def _removed(self, queue: QueueRow) -> bool:
+        with self._database.write() as transaction:
+            return controls.remove(transaction, queue)
 
     # --- views ----------------------------------------------------------------
 
