@@ -30,6 +30,7 @@ FIGURES: dict[str, dict[str, str | None]] = {
     "memory": {"memory.worker_rss.peak": None},
     "flat": {f"flat.sqlite.{state}.1000": "ratio <= 1.2" for state in ("pending", "finished")},
     "actors": {"actors.sqlite.jobs_per_second": None},
+    "together": {"together.4_processes.jobs_per_second": "ratio >= 1"},
     "latency": {
         f"latency{series}.{what}.{which}": None
         for series in ("", ".after_idle")
@@ -107,7 +108,7 @@ def test_the_programs_are_listed() -> None:
     listed = _bench("--list")
     assert listed.returncode == 0
     names = [line.split("\t")[0] for line in listed.stdout.splitlines()]
-    assert names == ["run", "queue", "cli", "memory", "actors", "latency", "flat"]
+    assert names == ["run", "queue", "cli", "memory", "actors", "latency", "together", "flat"]
 
 
 def test_an_unknown_program_is_wrong_usage() -> None:
