@@ -24,6 +24,7 @@ from pinq.queue.clock import machine_clock
 from pinq.queue.database import Database, Transaction
 from pinq.queue.model import NewJob
 from pinq.queue.sqlite_bell import FileBell
+from pinq.queue.sqlite_checkpoints import Checkpoints
 from pinq.queue.sqlite_lock import BEGIN_WRITING, WriteLock
 
 # One a file and process, however often it is opened.
@@ -83,6 +84,7 @@ class SqliteDatabase(Database):
         super().__init__(self._create_engine(synchronous), clock or machine_clock)
         # For writing there is one connection, whose cache of pages stays as it left it.
         self._writer = self._create_engine(synchronous, writes=True)
+        self._checkpoints = Checkpoints(self.path)
         self.bell = FileBell(self.path)
 
     def _create_engine(self, synchronous: str, *, writes: bool = False) -> Engine:
@@ -132,8 +134,11 @@ class SqliteDatabase(Database):
                 yield transaction
             if transaction.rings:
                 self.bell.ring()
+            driver: Any = connection.connection.driver_connection
+            self._checkpoints.committed(driver.total_changes)
 
     def close(self) -> None:
+        self._checkpoints.close()
         super().close()
         self._writer.dispose()
 
