@@ -188,8 +188,17 @@ class Database(ABC):
         return known
 
     def bound(self, values: Any) -> Any:
-        """A statement's parameters, lists among them, as this database's driver takes them."""
-        return values
+        """A statement's parameters as this database's driver takes them."""
+        if not isinstance(values, dict):
+            return values
+        return {
+            name: self.bound_list(value) if isinstance(value, list) else value
+            for name, value in values.items()
+        }
+
+    @abstractmethod
+    def bound_list(self, values: list[Any]) -> Any:
+        """One of a statement's parameters, a list, as this database's driver takes it."""
 
     @abstractmethod
     def insert_jobs(

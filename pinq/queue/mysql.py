@@ -81,14 +81,12 @@ class MysqlDatabase(Database):
 
     # --- spelling -----------------------------------------------------------------
 
-    def bound(self, values: Any) -> Any:
+    def bound_list(self, values: list[Any]) -> list[Any]:
         """PyMySQL spells lists out, but not an empty one.
 
         MariaDB reads the whole table for an UPDATE with a subquery instead.
         """
-        if not isinstance(values, dict):
-            return values
-        return {name: [None] if value == [] else value for name, value in values.items()}
+        return values or [None]
 
     def insert_jobs(
         self,

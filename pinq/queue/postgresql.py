@@ -106,13 +106,8 @@ class PostgresDatabase(Database):
 
     # --- spelling -----------------------------------------------------------------
 
-    def bound(self, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        return {
-            name: typed(value) if isinstance(value, list) else value
-            for name, value in values.items()
-        }
+    def bound_list(self, values: list[Any]) -> list[Any]:
+        return typed(values)
 
     def insert_jobs(
         self,

@@ -33,7 +33,6 @@ _write_locks_guard = threading.Lock()
 # A fork opens its queues anew: what its parent's threads held here, nobody would give back.
 os.register_at_fork(after_in_child=_write_locks.clear)
 
-_FULL, _BUSY, _LOCKED, _READONLY, _IOERR, _CORRUPT, _CANTOPEN, _NOTADB = 13, 5, 6, 8, 10, 11, 14, 26
 # Under this much free space a failed write is taken for a full disk.
 _NO_SPACE_BYTES = 256 * 1024
 
@@ -149,14 +148,9 @@ class SqliteDatabase(Database):
 
     # --- spelling -----------------------------------------------------------------
 
-    def bound(self, values: Any) -> Any:
-        """Lists become JSON arrays: SQLite has none."""
-        if not isinstance(values, dict):
-            return values
-        return {
-            name: json.dumps(value) if isinstance(value, list) else value
-            for name, value in values.items()
-        }
+    def bound_list(self, values: list[Any]) -> str:
+        """A JSON array: SQLite has no other."""
+        return json.dumps(values)
 
     def insert_jobs(
         self,
@@ -200,26 +194,30 @@ class SqliteDatabase(Database):
     def explain(self, error: exc.DBAPIError) -> Exception:
         code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
         said = f"{self.path}: {error.orig}"
-        if code == _FULL or (code in (_IOERR, _CANTOPEN) and self._disk_is_full()):
+        if code == sqlite3.SQLITE_FULL or (
+            code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and self._disk_is_full()
+        ):
             return StorageFull(
                 f"{said}: no space left for the queue; nothing of this step was kept. "
                 "Free some space and run again"
             )
-        if code in (_BUSY, _LOCKED):
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             return QueueUnavailable(
                 f"{said}: another process has held the queue's lock for over "
                 f"{self.busy_seconds:g} s; find it with `fuser {self.path}`, or try again"
             )
-        if code == _READONLY or (code == _CANTOPEN and not os.access(self.path.parent, os.W_OK)):
+        if code == sqlite3.SQLITE_READONLY or (
+            code == sqlite3.SQLITE_CANTOPEN and not os.access(self.path.parent, os.W_OK)
+        ):
             return ReadOnlyHome(
                 f"{said}: the queue cannot be written; make {self.path.parent} writable, "
                 "or choose another --home"
             )
-        if code == _CANTOPEN:
+        if code == sqlite3.SQLITE_CANTOPEN:
             return QueueUnavailable(
                 f"{said}: is {self.path.parent} a folder that pinq may use? Choose another --home"
             )
-        if code in (_CORRUPT, _NOTADB):
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             return QueueError(
                 f"{said}: the file is damaged, or no SQLite database. Keep a copy, restore a "
                 "backup, or move it away: stored signals stay, and enqueuing again skips them"

@@ -7,7 +7,7 @@ thread that goes ahead leaves that commit little to do; what SQLite promises is 
 
 import sqlite3
 import threading
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 # So many changed rows are worth a look: each may be on a page of its own.
@@ -43,13 +43,11 @@ class Checkpoints:
             self._thread = None
 
     def _run(self) -> None:
-        with closing(
-            sqlite3.connect(self._database, timeout=0, isolation_level=None)
-        ) as connection:
-            while self._wanted.wait() and not self._ended:
-                self._wanted.clear()
-                try:
-                    connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-                except sqlite3.Error:
-                    # A full disk, say. Whoever commits is told by its commit; the log only grows.
-                    continue
+        while self._wanted.wait() and not self._ended:
+            self._wanted.clear()
+            # A full disk, say. Whoever commits is told by its commit; the log only grows.
+            with (
+                suppress(sqlite3.Error),
+                closing(sqlite3.connect(self._database, timeout=0)) as connection,
+            ):
+                connection.execute("PRAGMA wal_checkpoint(PASSIVE)")

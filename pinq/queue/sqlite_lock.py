@@ -21,7 +21,6 @@ from pathlib import Path
 # deferred one that loses a race fails, and no timeout helps.
 BEGIN_WRITING = "BEGIN IMMEDIATE"
 
-_BUSY = 5
 # How soon a taken lock is tried again, at first and in the end: to look takes the CPU from
 # whoever has it.
 _FIRST_LOOK_SECONDS, _LOOK_SECONDS = 0.0005, 0.004
@@ -96,7 +95,7 @@ def _begun(cursor: sqlite3.Cursor) -> bool:
     try:
         cursor.execute(BEGIN_WRITING)
     except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode & 0xFF != _BUSY:
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
             raise
         return False
     return True

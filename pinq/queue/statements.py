@@ -21,7 +21,6 @@ SELECT {QUEUE},
 FROM pinq_queues q WHERE name = :name
 """
 
-
 EXISTING = """
 SELECT job_key, id, state, generation FROM pinq_jobs
 WHERE queue_id = :queue AND job_key = EACH TEXT :keys

@@ -54,7 +54,9 @@ def test_who_commits_little_starts_no_thread(queue: Queue) -> None:
     assert threading.active_count() == before
 
 
-def test_a_checkpoint_that_fails_is_nobodys_trouble(path: Path, queue: Queue) -> None:
+def test_a_reader_who_needs_the_log_holds_up_nobody_but_the_checkpoint(
+    path: Path, queue: Queue
+) -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN")
         other.execute("SELECT count(*) FROM pinq_jobs").fetchone()  # the log is needed still
