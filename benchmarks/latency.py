@@ -57,7 +57,7 @@ def measure(options: Options) -> list[Figure]:
 
 
 def _beside_peers(options: Options) -> Iterator[Figure]:
-    count, idle_count, idle_seconds = (10, 2, 0.5) if options.quick else (60, 6, 10.0)
+    count, idle_count, idle_seconds = (10, 2, 0.5) if options.quick else (100, 15, 10.0)
     with servers(options.say) as running:
         results = run_peers_for_latency(running, count, idle_count, idle_seconds, say=options.say)
     options.say("\n".join(_table(results)))

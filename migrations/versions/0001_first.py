@@ -94,19 +94,17 @@ def upgrade() -> None:
         sa.Column("at_ms", sa.BigInteger, nullable=False),
     )
     # One row a lease rather than an expiry a job: renewing is one row's update, and
-    # an expired lease is found without an index over jobs. Ids are never reused
-    # (AUTOINCREMENT), so that an id in a job's row can mean only one lease.
+    # an expired lease is found without an index over jobs. Ids are random, so that an id in a
+    # job's row can mean only one lease.
     create(
         "pinq_leases",
-        sa.Column("id", Id, primary_key=True),
-        sa.Column("nonce", sa.String(32), nullable=False),
+        sa.Column("id", Id, primary_key=True, autoincrement=False),
         sa.Column("queue_id", Id, nullable=False),
         sa.Column("worker", sa.String(200), nullable=False),
         sa.Column("expires_at_ms", sa.BigInteger, nullable=False),
         sa.Column("job_ids", LongText, nullable=False),
         sa.Column("remaining", sa.Integer, nullable=False),
         sa.Column("solo", sa.SmallInteger, nullable=False),
-        sqlite_autoincrement=True,
     )
     create(
         "pinq_outbox",

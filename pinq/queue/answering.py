@@ -14,10 +14,9 @@ from pinq.queue.tables import jobs
 
 
 def _parse(token: str) -> dict[str, Any]:
-    lease_id, _, nonce = token.partition("-")
-    if not lease_id.isdecimal():
+    if not (token.isdecimal() and int(token) < 2**63):
         raise InvalidInput(f"{token!r} is no lease's token")
-    return {"lease": int(lease_id), "nonce": nonce}
+    return {"lease": int(token)}
 
 
 class LeaseRow(NamedTuple):
@@ -39,7 +38,7 @@ class LeaseRow(NamedTuple):
 
 def found_lease(transaction: Transaction, token: str) -> LeaseRow | None:
     """The lease with that token, locked."""
-    row = transaction.run(statements.FIND_LEASE, _parse(token)).one_or_none()
+    row = transaction.row(statements.FIND_LEASE, _parse(token))
     if row is None:
         return None
     found, clock = LeaseRow(*row), transaction.database.clock
@@ -49,7 +48,7 @@ def found_lease(transaction: Transaction, token: str) -> LeaseRow | None:
 def renew(transaction: Transaction, token: str, seconds: float) -> bool:
     """Let a lease expire so many seconds from now; false when it is lost."""
     expires = {"expires": transaction.now_ms() + round(seconds * 1000)}
-    return bool(transaction.run(statements.RENEW, _parse(token) | expires).rowcount)
+    return bool(transaction.run(statements.RENEW, _parse(token) | expires))
 
 
 def shrink(transaction: Transaction, lease_id: int, remaining: int) -> None:
@@ -94,7 +93,7 @@ def _succeed(transaction: Transaction, lease: LeaseRow, successes: Sequence[Succ
     ended = {"now": now, "generation": lease.generation, "ids": ids, "lease": lease.id}
     if lease.surely_holds(ids):
         # To be told which rows were changed costs more than to change them.
-        if transaction.run(statements.SUCCEED + statements.HELD, ended).rowcount != len(ids):
+        if transaction.run(statements.SUCCEED + statements.HELD, ended) != len(ids):
             raise QueueError(f"lease {lease.id} lists jobs that it does not hold")
         accepted = set(ids)
     else:

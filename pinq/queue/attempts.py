@@ -93,7 +93,7 @@ def fail(
 def take_back_expired(transaction: Transaction, queue: QueueRow) -> None:
     """End every expired lease of a queue; its jobs become suspects, or dead."""
     asked = {"queue": queue.id, "now": queue.now_ms}
-    for lease_id, worker, ids in transaction.run(statements.EXPIRED, asked).all():
+    for lease_id, worker, ids in transaction.rows(statements.EXPIRED, asked):
         failure = Failure(FailureClass.WORKER_CRASH, f"the lease expired; its worker was {worker}")
         for job in held(transaction, lease_id, json.loads(ids)):
             fail(transaction, queue, job, failure, queue.now_ms, {"suspect": 1})

@@ -75,7 +75,7 @@ def lock_if_limited(transaction: Transaction, row: QueueRow, worker: str) -> Que
 
 
 def _found(transaction: Transaction, statement: str, **asked: Any) -> QueueRow | None:
-    row = transaction.run(statement, asked).one_or_none()
+    row = transaction.row(statement, asked)
     if row is None:
         return None
     found, clock = QueueRow(*row), transaction.database.clock

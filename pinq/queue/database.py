@@ -19,11 +19,13 @@ import functools
 import json
 import random
 import re
+import select
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeAlias, TypeVar
 
 from sqlalchemy import (
     ARRAY,
@@ -46,13 +48,16 @@ from pinq.queue.bell import Bell
 from pinq.queue.model import NewJob
 
 if TYPE_CHECKING:
-    Rows = CursorResult[*tuple[Any, ...]]
+    Executed = CursorResult[*tuple[Any, ...]]
+Row: TypeAlias = tuple[Any, ...]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_NO_VALUES: Mapping[str, Any] = MappingProxyType({})
 _REDO = 20
 _IDLE_SECONDS = 0.5
+_LONG_IDLE_SECONDS = 60.0
 _REDO_PAUSE_SECONDS = 0.005
 
 
@@ -75,12 +80,22 @@ def redone(verb: Callable[P, T]) -> Callable[P, T]:
     return again
 
 
-def look_after_idling(engine: Engine) -> None:
+def look_after_idling(
+    engine: Engine, socket_of: Callable[[Any], int | None] = lambda _connection: None
+) -> None:
     """Have a connection that has been idle looked at before it is used.
 
     A server that was restarted, or a firewall, has closed it, and whoever uses it next would
-    be told that the queue is unavailable. To look every time costs every verb a message.
+    be told that the queue is unavailable. To ask the server costs a message; for a while it is
+    enough that nothing has come by the connection's socket, where the driver tells which that
+    is. Where one was lost, all others are looked at, too.
     """
+    lost_at = 0.0
+
+    @event.listens_for(engine, "invalidate")
+    def _on_invalidate(_connection: Any, _record: Any, _error: BaseException | None) -> None:
+        nonlocal lost_at
+        lost_at = time.monotonic()
 
     @event.listens_for(engine, "checkin")
     def _on_checkin(_connection: Any, record: Any) -> None:
@@ -89,12 +104,24 @@ def look_after_idling(engine: Engine) -> None:
     @event.listens_for(engine, "checkout")
     def _on_checkout(connection: Any, record: Any, _proxy: Any) -> None:
         now = time.monotonic()
-        if now - record.info.get("used_at", now) < _IDLE_SECONDS:
+        used_at = record.info.get("used_at", now)
+        idle = now - used_at
+        if idle < _IDLE_SECONDS and used_at > lost_at:
             return
         try:
-            engine.dialect.do_ping(connection)
+            if idle > _LONG_IDLE_SECONDS or not _is_silent(socket_of(connection)):
+                engine.dialect.do_ping(connection)
         except engine.dialect.loaded_dbapi.Error as error:
             raise exc.InvalidatePoolError from error  # all that are as old go too
+
+
+def _is_silent(socket: int | None) -> bool:
+    """Whether nothing is to be read, which a close would be."""
+    if socket is None:
+        return False
+    looking = select.poll()
+    looking.register(socket, select.POLLIN)
+    return not looking.poll(0)
 
 
 class Database(ABC):
@@ -129,6 +156,8 @@ class Database(ABC):
             with connection.begin():
                 transaction = Transaction(connection, self)
                 yield transaction
+                if transaction.rings:
+                    self.tell(transaction, commits=True)
             if transaction.rings:
                 self.bell.ring()
 
@@ -139,22 +168,32 @@ class Database(ABC):
             raise InvalidInput(
                 f"a connection to {connection.dialect.name} cannot join the queue in {self.name}"
             )
+        if not connection.in_transaction():
+            connection.begin()  # as SQLAlchemy's own verbs do
         with self.explained():
-            yield Transaction(connection, self)
+            transaction = Transaction(connection, self)
+            yield transaction
+            if transaction.rings:
+                self.tell(transaction, commits=False)
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Turn the driver's errors into pinq's."""
+        """Turn SQLAlchemy's errors into pinq's."""
         try:
             yield
         except exc.DBAPIError as error:
-            raise self.explain(error) from error
+            raise self.explain(error.orig, lost=error.connection_invalidated) from error
         except exc.TimeoutError as error:
             raise QueueUnavailable(f"no connection to the queue became free: {error}") from error
 
     @abstractmethod
-    def explain(self, error: exc.DBAPIError) -> Exception:
-        """The exception that says what happened and what to do."""
+    def explain(self, error: BaseException | None, *, lost: bool) -> Exception:
+        """The exception that says what happened and what to do.
+
+        Args:
+            error: the driver's.
+            lost: whether its connection is of no more use.
+        """
 
     def now_ms(self) -> int:
         """The time, outside of any transaction."""
@@ -163,8 +202,15 @@ class Database(ABC):
         with self.read() as transaction:
             return transaction.now_ms()
 
-    def tell(self, transaction: "Transaction") -> None:  # noqa: B027 - most need do nothing
-        """Have other processes told of this transaction's commit."""
+    def tell(  # noqa: B027 - SQLite need do nothing
+        self, transaction: "Transaction", *, commits: bool
+    ) -> None:
+        """Have other processes told of this transaction's commit.
+
+        Args:
+            transaction: has nothing else to do.
+            commits: whether it is committed next, so that a message may do both.
+        """
 
     def close(self) -> None:
         """Close connections; safe to call twice."""
@@ -187,10 +233,8 @@ class Database(ABC):
             self._spelled[statement] = known
         return known
 
-    def bound(self, values: Any) -> Any:
+    def bound(self, values: Mapping[str, Any]) -> dict[str, Any] | None:
         """A statement's parameters as this database's driver takes them."""
-        if not isinstance(values, dict):
-            return values
         return {
             name: self.bound_list(value) if isinstance(value, list) else value
             for name, value in values.items()
@@ -216,59 +260,113 @@ class Database(ABC):
     def insert_missing(self, transaction: "Transaction", table: Table, **values: Any) -> None:
         """Insert a row unless its name is there."""
 
-    def insert_lease(self, transaction: "Transaction", statement: str, **values: Any) -> int:
-        """Insert a row and tell its id."""
-        return int(transaction.run(statement + " RETURNING id", values).scalar_one())
+    def run_both(
+        self, transaction: "Transaction", first: str, second: str, values: Mapping[str, Any]
+    ) -> None:
+        """Run two statements that change different tables, in one message where that can be."""
+        transaction.run(first, values)
+        transaction.run(second, values)
 
     def changed(
         self, transaction: "Transaction", update: str, where: str, values: Mapping[str, Any]
     ) -> Sequence[int]:
         """Update jobs; the ids of those that there were."""
-        return transaction.run(f"{update} {where} RETURNING id", values).scalars().all()
+        return transaction.column(f"{update} {where} RETURNING id", values)
 
     def due(
         self, transaction: "Transaction", queue_id: int, now_ms: int, limit: int
-    ) -> Sequence[Any]:
+    ) -> Sequence[Row]:
         """The next due jobs, as ``statements.COLUMNS``, locked against other workers."""
         asked = {"queue": queue_id, "now": now_ms, "limit": limit}
-        rows: list[Any] = []
-        for priority in transaction.run(statements.DUE_PRIORITIES, asked).scalars().all():
+        rows: list[Row] = []
+        for priority in transaction.column(statements.DUE_PRIORITIES, asked):
             asked["limit"] = limit - len(rows)
             one = statements.DUE_OF.format(priority=priority)
-            rows.extend(transaction.run(one, asked).all())
+            rows.extend(transaction.rows(one, asked))
             if len(rows) == limit:
                 break
         return rows
 
 
 class Transaction:
-    """A connection in a transaction, and what the database knows about it."""
+    """A connection in a transaction, and what the database knows about it.
 
-    __slots__ = ("connection", "database", "execute", "rings")
+    ``execute`` takes SQLAlchemy's expressions. The other verbs take statements as they are
+    written in ``statements.py`` and hand them to the driver's own cursor: by way of SQLAlchemy
+    a call for a single job would take twice the time.
+    """
+
+    __slots__ = ("_cursor", "_driver", "connection", "database", "execute", "rings")
 
     def __init__(self, connection: Connection, database: Database) -> None:
         self.connection = connection
         self.database = database
-        self.execute: Callable[..., Rows] = connection.execute
+        self.execute: Callable[..., Executed] = connection.execute
         self.rings = False
+        self._driver = connection.dialect.loaded_dbapi
+        self._cursor: Any = connection.connection.cursor()
 
-    def run(
-        self, statement: str, values: Mapping[str, Any] | Sequence[tuple[Any, ...]] = ()
-    ) -> "Rows":
-        """Run a statement of ``statements.py`` by the driver: no compiler in between."""
-        spelled = self.database.spelled(statement)
-        bound = self.database.bound(values)
-        return self.connection.exec_driver_sql(spelled, bound or None)
+    def run(self, statement: str, values: Mapping[str, Any] = _NO_VALUES) -> int:
+        """Run a statement; how many rows it changed."""
+        spelled, bound = self.database.spelled(statement), self.database.bound(values)
+        try:
+            self._cursor.execute(spelled, bound)
+            return int(self._cursor.rowcount)
+        except BaseException as error:
+            self._explain(error)
+            raise
+
+    def run_many(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> int:
+        """Run a statement with parameters by place, once a row; how many rows it changed."""
+        try:
+            self._cursor.executemany(self.database.spelled(statement), rows)
+            return int(self._cursor.rowcount)
+        except BaseException as error:
+            self._explain(error)
+            raise
+
+    def rows(self, statement: str, values: Mapping[str, Any] = _NO_VALUES) -> Sequence[Row]:
+        """Run a statement; the rows it gives."""
+        spelled, bound = self.database.spelled(statement), self.database.bound(values)
+        try:
+            self._cursor.execute(spelled, bound)
+            found: Sequence[Row] = self._cursor.fetchall()
+        except BaseException as error:
+            self._explain(error)
+            raise
+        return found
+
+    def row(self, statement: str, values: Mapping[str, Any] = _NO_VALUES) -> Row | None:
+        """Run a statement; the first row it gives."""
+        rows = self.rows(statement, values)
+        return rows[0] if rows else None
+
+    def column(self, statement: str, values: Mapping[str, Any] = _NO_VALUES) -> list[Any]:
+        """Run a statement; the first value of each row."""
+        return [row[0] for row in self.rows(statement, values)]
+
+    def value(self, statement: str, values: Mapping[str, Any] = _NO_VALUES) -> Any:
+        """Run a statement; the first value of the first row, or none."""
+        row = self.row(statement, values)
+        return None if row is None else row[0]
+
+    def _explain(self, error: Any) -> None:
+        """Raise pinq's exception for a driver's; leave no connection that nobody can use."""
+        known, proxy = isinstance(error, self._driver.Error), self.connection.connection
+        lost = known and self.connection.dialect.is_disconnect(error, proxy, self._cursor)
+        if lost or not isinstance(error, Exception):  # interrupted: half an answer may be read
+            self.connection.invalidate(error)
+        if known:
+            raise self.database.explain(error, lost=lost) from error
 
     def now_ms(self) -> int:
         """The time as the database has it now, not when the transaction began."""
         if self.database.clock is not None:
             return self.database.clock()
-        return int(self.run("SELECT NOW").scalar_one())
+        return int(self.value("SELECT NOW"))
 
     def ring(self) -> None:
-        """Tell whoever waits, once this is committed. To be called last."""
-        self.database.tell(self)
+        """Have those who wait told, once this is committed."""
         self.rings = True
 
 

@@ -68,7 +68,7 @@ def _known(
     asked = {"queue": queue_id, "keys": list(keys)}
     return {
         key: (id_, state, generation)
-        for key, id_, state, generation in transaction.run(statements.EXISTING, asked)
+        for key, id_, state, generation in transaction.rows(statements.EXISTING, asked)
     }
 
 

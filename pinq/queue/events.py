@@ -31,7 +31,7 @@ def store(transaction: Transaction, events: Iterable[Event], now_ms: int) -> Non
         for event in events
     ]
     if rows:
-        transaction.run(statements.INSERT_EVENT, rows)
+        transaction.run_many(statements.INSERT_EVENT, rows)
 
 
 def dead(queue: str, source: str, job: Row[Any], failure: Failure) -> Event:

@@ -1,11 +1,11 @@
 """PostgreSQL, by psycopg 3: rows locked with ``SKIP LOCKED``, waiters told by ``NOTIFY``."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import psycopg
-from sqlalchemy import URL, Table, create_engine, event, exc
+from sqlalchemy import URL, Table, create_engine, event
 from sqlalchemy.dialects.postgresql import insert
 
 from pinq.errors import (
@@ -18,7 +18,7 @@ from pinq.errors import (
 )
 from pinq.queue import statements
 from pinq.queue.bell import Bell
-from pinq.queue.database import Conflict, Database, Transaction, look_after_idling
+from pinq.queue.database import Conflict, Database, Row, Transaction, look_after_idling
 from pinq.queue.model import NewJob
 from pinq.queue.postgresql_arrays import register, typed
 
@@ -77,7 +77,7 @@ class PostgresDatabase(Database):
             max_overflow=32,
             isolation_level="READ COMMITTED",
         )
-        look_after_idling(engine)
+        look_after_idling(engine, psycopg.Connection.fileno)
 
         @event.listens_for(engine, "connect")
         def _on_connect(connection: Any, _record: Any) -> None:
@@ -93,18 +93,23 @@ class PostgresDatabase(Database):
         with self.explained(), self._looking.connect() as connection:
             yield Transaction(connection, self)
 
-    def tell(self, transaction: Transaction) -> None:
-        transaction.run(f"SELECT pg_notify('{_CHANNEL}', '')")
+    def tell(self, transaction: Transaction, *, commits: bool) -> None:
+        # The driver sees that nothing is left to commit.
+        transaction.run(f"NOTIFY {_CHANNEL}; COMMIT" if commits else f"NOTIFY {_CHANNEL}")
 
     def holds(self, transaction: Transaction, table: str) -> bool:
         asked = {"table": table}
-        return transaction.run("SELECT to_regclass(:table)", asked).scalar() is not None
+        return transaction.value("SELECT to_regclass(:table)", asked) is not None
 
     def _connect_to_listen(self) -> psycopg.Connection[Any]:
         arguments, options = self._engine.dialect.create_connect_args(self._engine.url)
         return psycopg.connect(*arguments, **{**_CONNECT, **options}, autocommit=True)
 
     # --- spelling -----------------------------------------------------------------
+
+    def bound(self, values: Mapping[str, Any]) -> dict[str, Any] | None:
+        # Without parameters a message may hold several statements.
+        return super().bound(values) or None
 
     def bound_list(self, values: list[Any]) -> list[Any]:
         return typed(values)
@@ -132,23 +137,28 @@ class PostgresDatabase(Database):
             "bodies": [job.body for job in jobs],
             "notes": [job.status for job in jobs],
         }
-        return transaction.run(_INSERT_JOBS, values).scalars().all()
+        return transaction.column(_INSERT_JOBS, values)
+
+    def run_both(
+        self, transaction: Transaction, first: str, second: str, values: Mapping[str, Any]
+    ) -> None:
+        transaction.run(f"WITH first AS ({first}) {second}", values)
 
     def due(
         self, transaction: Transaction, queue_id: int, now_ms: int, limit: int
-    ) -> Sequence[Any]:
+    ) -> Sequence[Row]:
         # In one message; SQLite would copy the rows, and MariaDB locks none of a derived table.
         asked = {"queue": queue_id, "now": now_ms, "limit": limit}
-        return transaction.run(statements.DUE, asked).all()
+        return transaction.rows(statements.DUE, asked)
 
     def insert_missing(self, transaction: Transaction, table: Table, **values: Any) -> None:
         transaction.execute(insert(table).values(**values).on_conflict_do_nothing())
 
     # --- errors -------------------------------------------------------------------
 
-    def explain(self, error: exc.DBAPIError) -> Exception:
-        code = getattr(error.orig, "sqlstate", None) or ""
-        said = f"{self.name}: {str(error.orig).strip()}"
+    def explain(self, error: BaseException | None, *, lost: bool) -> Exception:
+        code = getattr(error, "sqlstate", None) or ""
+        said = f"{self.name}: {str(error).strip()}"
         if code in ("40P01", "40001", "23503"):  # deadlock, serialization, a queue just deleted
             return Conflict(said)
         if code == "53100":
@@ -159,10 +169,10 @@ class PostgresDatabase(Database):
             return QueueUnavailable(f"{said}: the server takes no writes; is it a standby?")
         if code.startswith("28") or code == "3D000" or "authentication failed" in said:
             return ConfigError(f"{said}: check the queue's URL, user and password")
-        if code.startswith("22") or isinstance(error, exc.DataError):
+        if code.startswith("22") or isinstance(error, psycopg.DataError):
             return InvalidInput(said)
-        gone = error.connection_invalidated or code.startswith(("08", "53", "57P"))
-        if gone or (not code and isinstance(error, exc.OperationalError)):
+        gone = lost or code.startswith(("08", "53", "57P"))
+        if gone or (not code and isinstance(error, psycopg.OperationalError)):
             return QueueUnavailable(f"{said}: is the server running? It is tried again by workers")
         return QueueError(said)
 
@@ -178,8 +188,14 @@ class _NotifiedBell(Bell):
         with self._connect() as connection:
             connection.execute(f"LISTEN {_CHANNEL}")
             self.ring()  # what was committed before was not heard
+            rung_for = 0
             while self.wanted():
-                if not self.heard(connection.fileno(), _HEARTBEAT_SECONDS):
-                    connection.execute("SELECT 1")  # is it there still?
-                if list(connection.notifies(timeout=0)):
+                # What has woken somebody is read only when that one waits again.
+                if len(list(connection.notifies(timeout=0))) > rung_for:
                     self.ring()
+                rung_for = 0
+                if self.heard(connection.fileno(), _HEARTBEAT_SECONDS):
+                    self.ring()
+                    rung_for = 1
+                else:
+                    connection.execute("SELECT 1")  # is it there still?

@@ -4,9 +4,9 @@ The statements of the hot path (enqueue, lease, finish) go to the driver as they
 batch as one parameter: a parameter a row through the expression compiler would cost half
 the speed. All else is SQLAlchemy Core.
 
-How fencing works: a job's row names its lease by ``lease_id``, ids of leases are
-never reused, and a token is a lease's id with a nonce. Whatever ends, releases or
-takes back a job clears its ``lease_id``, so a stale token matches no row.
+How fencing works: a job's row names its lease by ``lease_id``, a random number, which is
+the token. Whatever ends, releases or takes back a job clears its ``lease_id``, so a stale
+token matches no row.
 
 Several workers at once: due jobs are locked as they are read, and those that somebody
 else holds are left out (``SKIP LOCKED``); whatever changes the jobs of a lease locks the
@@ -188,10 +188,9 @@ class SqlQueue(OperatedQueue):
 
     def holders(self) -> list[str]:
         with self._database.read() as transaction:
-            found = transaction.run(
+            return transaction.column(
                 "SELECT worker FROM pinq_leases UNION SELECT holder FROM pinq_roles"
             )
-            return list(found.scalars())
 
     @redone
     def expire(self, holder: str) -> int:
@@ -203,7 +202,7 @@ class SqlQueue(OperatedQueue):
                 {"now": now, "holder": holder},
             )
             transaction.ring()
-            return expired.rowcount
+            return expired
 
     @redone
     def finish(self, token: str, verdicts: Sequence[Verdict]) -> Finished:
@@ -238,7 +237,7 @@ class SqlQueue(OperatedQueue):
                 return 0
             chosen = json.loads(lease.job_ids) if ids is None else list(ids)
             statement = f"{statements.RELEASE} {statements.HELD}"
-            released = transaction.run(statement, {"ids": chosen, "lease": lease.id}).rowcount
+            released = transaction.run(statement, {"ids": chosen, "lease": lease.id})
             answering.shrink(transaction, lease.id, lease.remaining - released)
             transaction.ring()
         return released
@@ -254,7 +253,7 @@ class SqlQueue(OperatedQueue):
                 if found is None:
                     continue
                 asked = {"queue": found.id} if scheduled else {"queue": found.id, "now": now}
-                if transaction.run(statement, asked).scalar():
+                if transaction.value(statement, asked):
                     return True
         return False
 

@@ -4,7 +4,6 @@ Its notes stand in a table of their own, made by the first move that needs it.
 """
 
 import json
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 from sqlalchemy import Column, MetaData, String, Table, delete, func, insert, select, update
 
 from pinq.errors import InvalidInput
-from pinq.queue import controls, statements
+from pinq.queue import controls, leasing, statements
 from pinq.queue.database import Transaction, each, redone
 from pinq.queue.model import Controls, JobError, State, StoredEvent
 from pinq.queue.sql import SqlQueue
@@ -267,7 +266,7 @@ class SqlTransfer:
             new = [record for record in records if record.key not in there[record.queue]]
             if new:
                 rows = [_row(ids[record.queue], record) for record in new]
-                transaction.run(_INSERT_JOBS, rows)
+                transaction.run_many(_INSERT_JOBS, rows)
             _adopt_errors(transaction, ids, [record for record in new if record.errors])
             _go_on(transaction, jobs_after=records[-1].place)
 
@@ -284,7 +283,7 @@ class SqlTransfer:
     def adopt_events(self, events: Sequence[StoredEvent]) -> None:
         rows = [(e.id, e.type, e.source, e.subject, e.time_ms, e.data) for e in events]
         with self._database.write() as transaction:
-            transaction.run(statements.INSERT_EVENT, rows)
+            transaction.run_many(statements.INSERT_EVENT, rows)
             _go_on(transaction, events_after=str(events[-1].position))
             transaction.ring()
 
@@ -384,7 +383,7 @@ def _row(queue_id: int, record: JobRecord) -> tuple[Any, ...]:
 def _ids(transaction: Transaction, queue_id: int, keys: Sequence[str]) -> dict[str, int]:
     """The ids of the jobs that there are of some keys."""
     asked = {"queue": queue_id, "keys": list(keys)}
-    return {key: id_ for key, id_, *_ in transaction.run(statements.EXISTING, asked)}
+    return {key: id_ for key, id_, *_ in transaction.rows(statements.EXISTING, asked)}
 
 
 def _errors(transaction: Transaction, ids: Sequence[int]) -> dict[int, list[JobError]]:
@@ -408,7 +407,7 @@ def _adopt_errors(
         for e in record.errors
     ]
     if rows:
-        transaction.run(_INSERT_ERRORS, rows)
+        transaction.run_many(_INSERT_ERRORS, rows)
 
 
 # --- leases -------------------------------------------------------------------------------
@@ -454,16 +453,8 @@ def _give(transaction: Transaction, record: LeaseRecord) -> None:
     ids = list(transaction.execute(parted.order_by(jobs.c.id)).scalars())
     if not ids:
         return
-    lease_id = transaction.database.insert_lease(
-        transaction,
-        statements.INSERT_LEASE,
-        nonce=secrets.token_hex(8),
-        queue=queue.id,
-        worker=record.worker,
-        expires=record.expires_at_ms,
-        listed=json.dumps(ids),
-        remaining=len(ids),
-        solo=int(record.solo),
-    )
-    leased = {"lease_id": lease_id, "suspect": int(record.solo)}
+    solo = int(record.solo)
+    lease = leasing.new_lease(queue.id, ids, record.worker, record.expires_at_ms, solo=solo)
+    transaction.run(statements.INSERT_LEASE, lease)
+    leased = {"lease_id": lease["lease"], "suspect": solo}
     transaction.execute(update(jobs).where(each(jobs.c.id, ids)).values(leased))

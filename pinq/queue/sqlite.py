@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
-from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, exc
+from sqlalchemy import URL, Connection, Engine, Table, create_engine, event
 from sqlalchemy.dialects.sqlite import insert
 
 from pinq.errors import ConfigError, QueueError, QueueUnavailable, ReadOnlyHome, StorageFull
@@ -144,7 +144,7 @@ class SqliteDatabase(Database):
     def holds(self, transaction: Transaction, table: str) -> bool:
         # Not by SQLAlchemy's inspector, which costs more than the rest of opening a queue.
         named = "SELECT count(*) FROM sqlite_master WHERE name = :table"
-        return bool(transaction.run(named, {"table": table}).scalar())
+        return bool(transaction.value(named, {"table": table}))
 
     # --- spelling -----------------------------------------------------------------
 
@@ -162,7 +162,7 @@ class SqliteDatabase(Database):
         forced: bool,
     ) -> Collection[str]:
         force = int(forced)
-        inserted = transaction.run(
+        inserted = transaction.run_many(
             _INSERT_JOB,
             [
                 (
@@ -181,19 +181,19 @@ class SqliteDatabase(Database):
                 )
                 for job in jobs
             ],
-        ).rowcount
+        )
         if inserted == len(jobs):
             return [job.key for job in jobs]
-        return transaction.run(_LAST_KEYS, {"inserted": inserted}).scalars().all()
+        return transaction.column(_LAST_KEYS, {"inserted": inserted})
 
     def insert_missing(self, transaction: Transaction, table: Table, **values: Any) -> None:
         transaction.execute(insert(table).values(**values).on_conflict_do_nothing())
 
     # --- errors -------------------------------------------------------------------
 
-    def explain(self, error: exc.DBAPIError) -> Exception:
-        code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
-        said = f"{self.path}: {error.orig}"
+    def explain(self, error: BaseException | None, *, lost: bool) -> Exception:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        said = f"{self.path}: {error}"
         if code == sqlite3.SQLITE_FULL or (
             code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and self._disk_is_full()
         ):

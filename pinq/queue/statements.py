@@ -97,8 +97,8 @@ WHERE queue_id = :queue AND expires_at_ms <= :now UNLOCKED
 """
 
 INSERT_LEASE = """
-INSERT INTO pinq_leases (nonce, queue_id, worker, expires_at_ms, job_ids, remaining, solo)
-VALUES (:nonce, :queue, :worker, :expires, :listed, :remaining, :solo)
+INSERT INTO pinq_leases (id, queue_id, worker, expires_at_ms, job_ids, remaining, solo)
+VALUES (:lease, :queue, :worker, :expires, :listed, :remaining, :solo)
 """
 
 CLAIM = """
@@ -106,13 +106,13 @@ UPDATE pinq_jobs SET state = 1, lease_id = :lease, attempts = attempts + 1
 WHERE id = EACH :ids
 """
 
-RENEW = "UPDATE pinq_leases SET expires_at_ms = :expires WHERE id = :lease AND nonce = :nonce"
+RENEW = "UPDATE pinq_leases SET expires_at_ms = :expires WHERE id = :lease"
 
 # Whatever changes a lease's jobs holds its row first, so that no two do at once.
 FIND_LEASE = """
 SELECT id, remaining, job_ids, queue_id,
     (SELECT generation FROM pinq_queues q WHERE q.id = queue_id) AS generation, NOW AS now_ms
-FROM pinq_leases WHERE id = :lease AND nonce = :nonce LOCKED
+FROM pinq_leases WHERE id = :lease LOCKED
 """
 
 SUCCEED = """

@@ -158,19 +158,17 @@ job_errors = _table(
 )
 
 # One row a lease rather than an expiry a job: renewing is one row's update, and
-# an expired lease is found without an index over jobs. Ids are never reused
-# (AUTOINCREMENT), so that an id in a job's row can mean only one lease.
+# an expired lease is found without an index over jobs. Ids are random, so that an id in a
+# job's row can mean only one lease.
 leases = _table(
     "pinq_leases",
-    Column("id", Id, primary_key=True),
-    Column("nonce", String(32), nullable=False),
+    Column("id", Id, primary_key=True, autoincrement=False),
     Column("queue_id", Id, nullable=False),
     Column("worker", String(200), nullable=False),
     Column("expires_at_ms", BigInteger, nullable=False),
     Column("job_ids", LongText, nullable=False),
     Column("remaining", Integer, nullable=False),
     Column("solo", SmallInteger, nullable=False),
-    sqlite_autoincrement=True,
 )
 
 outbox = _table(

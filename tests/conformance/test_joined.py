@@ -61,6 +61,15 @@ def test_the_insert_and_its_job_are_committed_together(
 
 
 @on_sql
+def test_a_caller_who_commits_as_he_goes_need_not_have_begun(queue: Queue, uploads: Engine) -> None:
+    with uploads.connect() as connection:
+        queue.enqueue(Q, [NewJob("a")], connection=connection)
+        connection.commit()
+        queue.enqueue(Q, [NewJob("b")], connection=connection)
+    assert set(queue.lookup(Q, ["a", "b"])) == {"a"}
+
+
+@on_sql
 def test_when_the_caller_rolls_back_there_is_no_job(queue: Queue, uploads: Engine) -> None:
     with pytest.raises(RuntimeError, match="upstream"), uploads.begin() as connection:
         connection.execute(text("INSERT INTO uploads VALUES ('a')"))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from sqlalchemy import (
@@ -30,6 +31,7 @@ from sqlalchemy import (
 
 from pinq.errors import FailureClass
 from pinq.queue.contract import Queue
+from pinq.queue.database import Transaction
 from pinq.queue.model import (
     Answer,
     Checkpoint,
@@ -132,17 +134,42 @@ def caught() -> Iterator[list[Statement]]:
     """What is run on the jobs meanwhile, each with its parameters."""
     statements: list[Statement] = []
 
-    def note(
+    def note(statement: str, parameters: Any) -> None:
+        if jobs.name in statement and not statement.lstrip().startswith("INSERT"):
+            statements.append((statement, parameters))
+
+    def note_expression(
         _connection: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, many: bool
     ) -> None:
-        if jobs.name in statement and not statement.lstrip().startswith("INSERT"):
-            statements.append((statement, parameters[0] if many else parameters))
+        note(statement, parameters[0] if many else parameters)
 
-    event.listen(Engine, "before_cursor_execute", note)
+    make = Transaction.__init__
+
+    def make_noting(transaction: Transaction, *args: Any) -> None:
+        make(transaction, *args)
+        transaction._cursor = NotingCursor(transaction._cursor, note)
+
+    event.listen(Engine, "before_cursor_execute", note_expression)
     try:
-        yield statements
+        with patch.object(Transaction, "__init__", make_noting):
+            yield statements
     finally:
-        event.remove(Engine, "before_cursor_execute", note)
+        event.remove(Engine, "before_cursor_execute", note_expression)
+
+
+class NotingCursor:
+    """A driver's cursor, and somebody who is told what it runs."""
+
+    def __init__(self, cursor: Any, note: Callable[[str, Any], None]) -> None:
+        self.cursor = cursor
+        self.note = note
+
+    def execute(self, statement: str, parameters: Any) -> None:
+        self.note(statement, parameters)
+        self.cursor.execute(statement, parameters)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.cursor, name)
 
 
 def run_verbs(queue: Queue, ran: dict[str, list[Statement]]) -> None:

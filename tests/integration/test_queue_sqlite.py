@@ -57,7 +57,7 @@ def test_the_revisions_make_the_same_schema_as_the_tables(tmp_path: Path) -> Non
             assert compare_metadata(context, metadata) == []
             made[name] = {
                 (kind, name): _normal(sql)
-                for kind, name, sql in transaction.run(
+                for kind, name, sql in transaction.rows(
                     f"SELECT type, name, sql FROM sqlite_master WHERE name != '{REVISION_TABLE}'"
                 )
             }
@@ -217,12 +217,12 @@ def test_a_home_that_is_a_file_is_refused(tmp_path: Path) -> None:
 def test_every_commit_is_synced_unless_the_url_says_otherwise(url: str) -> None:
     queue = open_queue(url)
     with queue._database.read() as transaction:  # type: ignore[attr-defined]
-        assert transaction.run("PRAGMA synchronous").scalar() == 2
-        assert transaction.run("PRAGMA journal_mode").scalar() == "wal"
+        assert transaction.value("PRAGMA synchronous") == 2
+        assert transaction.value("PRAGMA journal_mode") == "wal"
     queue.close()
     queue = open_queue(f"{url}?synchronous=normal")
     with queue._database.read() as transaction:  # type: ignore[attr-defined]
-        assert transaction.run("PRAGMA synchronous").scalar() == 1
+        assert transaction.value("PRAGMA synchronous") == 1
     queue.close()
 
 
