@@ -25,7 +25,8 @@ BATCH = 256
 _QUEUE = "bench"
 _PROCESSES = (1, 2, 4, 8)
 # Of so many processes, against one: they take turns, and turns cost nothing.
-_GOALS = {4: Goal(ratio_at_least=1.0)}
+# No slower, but for noise.
+_GOALS = {4: Goal(ratio_at_least=0.95)}
 _PAUSE_SECONDS = 0.01
 
 
