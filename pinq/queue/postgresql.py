@@ -186,16 +186,14 @@ class _NotifiedBell(Bell):
 
     def listen(self) -> None:
         with self._connect() as connection:
+            connection.add_notify_handler(lambda _: self.ring())  # it came with an answer
             connection.execute(f"LISTEN {_CHANNEL}")
             self.ring()  # what was committed before was not heard
-            rung_for = 0
+            # By libpq's own verbs: psycopg's take longer than to wake the one who waits.
+            libpq = connection.pgconn
             while self.wanted():
-                # What has woken somebody is read only when that one waits again.
-                if len(list(connection.notifies(timeout=0))) > rung_for:
+                libpq.consume_input()
+                while libpq.notifies():
                     self.ring()
-                rung_for = 0
-                if self.heard(connection.fileno(), _HEARTBEAT_SECONDS):
-                    self.ring()
-                    rung_for = 1
-                else:
+                if not self.heard(connection.fileno(), _HEARTBEAT_SECONDS):
                     connection.execute("SELECT 1")  # is it there still?
