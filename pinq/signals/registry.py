@@ -6,7 +6,6 @@ have a built-in's name: what is stored as ``pdq@1`` is PDQ, whoever reads it.
 """
 
 import copy
-import difflib
 import sys
 from collections.abc import Iterable
 from importlib import import_module
@@ -16,6 +15,7 @@ from typing import Any
 
 from pinq.config import Settings, SignalSettings
 from pinq.errors import ConfigError, PinqError, SignalError
+from pinq.nearest import nearest
 from pinq.signals.contract import DTYPES, ImageInput, Signal, render_array
 from pinq.store.contract import SignalValue
 
@@ -67,8 +67,7 @@ def _signal(settings: Settings, name: str) -> Signal:
         return _users_own(settings, name, own, f"{where}: signals.{name}")
     if name not in _BUILTIN:
         known = sorted({*_BUILTIN, *settings.signals})
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = nearest(name, known)
         raise SignalError(f"no signal is called {name!r}{hint}; known: {', '.join(known)}")
     module, _, attribute = _BUILTIN[name].partition(":")
     signal: Signal = getattr(import_module(module), attribute)()
@@ -130,8 +129,7 @@ def _resolve(settings: Settings, use: str, where: str) -> Any:
     for part in path.split("."):
         if not hasattr(found, part):
             at = getattr(sys.modules[module_name], "__file__", None) or "built in"
-            close = difflib.get_close_matches(part, dir(found), n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            hint = nearest(part, dir(found))
             raise ConfigError(f"{where}: {module_name!r} ({at}) has no {path!r}{hint}")
         found = getattr(found, part)
     return found
