@@ -23,7 +23,7 @@ import select
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeAlias, TypeVar
 
@@ -152,7 +152,7 @@ class Database(ABC):
     @contextmanager
     def write(self) -> Iterator["Transaction"]:
         """Committed and durable on leaving, or rolled back."""
-        with self.explained(), self._engine.connect() as connection:
+        with self.explained(), self.connected_to_write() as connection:
             with connection.begin():
                 transaction = Transaction(connection, self)
                 yield transaction
@@ -160,6 +160,10 @@ class Database(ABC):
                     self.tell(transaction, commits=True)
             if transaction.rings:
                 self.bell.ring()
+
+    def connected_to_write(self) -> AbstractContextManager[Connection]:
+        """A connection for one transaction."""
+        return self._engine.connect()
 
     @contextmanager
     def joined(self, connection: Connection) -> Iterator["Transaction"]:
@@ -309,31 +313,18 @@ class Transaction:
     def run(self, statement: str, values: Mapping[str, Any] = _NO_VALUES) -> int:
         """Run a statement; how many rows it changed."""
         spelled, bound = self.database.spelled(statement), self.database.bound(values)
-        try:
-            self._cursor.execute(spelled, bound)
-            return int(self._cursor.rowcount)
-        except BaseException as error:
-            self._explain(error)
-            raise
+        self._call(self._cursor.execute, spelled, bound)
+        return int(self._cursor.rowcount)
 
     def run_many(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> int:
         """Run a statement with parameters by place, once a row; how many rows it changed."""
-        try:
-            self._cursor.executemany(self.database.spelled(statement), rows)
-            return int(self._cursor.rowcount)
-        except BaseException as error:
-            self._explain(error)
-            raise
+        self._call(self._cursor.executemany, self.database.spelled(statement), rows)
+        return int(self._cursor.rowcount)
 
     def rows(self, statement: str, values: Mapping[str, Any] = _NO_VALUES) -> Sequence[Row]:
         """Run a statement; the rows it gives."""
-        spelled, bound = self.database.spelled(statement), self.database.bound(values)
-        try:
-            self._cursor.execute(spelled, bound)
-            found: Sequence[Row] = self._cursor.fetchall()
-        except BaseException as error:
-            self._explain(error)
-            raise
+        self.run(statement, values)
+        found: Sequence[Row] = self._call(self._cursor.fetchall)
         return found
 
     def row(self, statement: str, values: Mapping[str, Any] = _NO_VALUES) -> Row | None:
@@ -350,14 +341,20 @@ class Transaction:
         row = self.row(statement, values)
         return None if row is None else row[0]
 
-    def _explain(self, error: Any) -> None:
-        """Raise pinq's exception for a driver's; leave no connection that nobody can use."""
-        known, proxy = isinstance(error, self._driver.Error), self.connection.connection
-        lost = known and self.connection.dialect.is_disconnect(error, proxy, self._cursor)
-        if lost or not isinstance(error, Exception):  # interrupted: half an answer may be read
-            self.connection.invalidate(error)
-        if known:
+    def _call(self, verb: Callable[..., Any], *arguments: Any) -> Any:
+        """Have the driver do something; its errors become pinq's."""
+        try:
+            return verb(*arguments)
+        except self._driver.Error as error:
+            proxy: Any = self.connection.connection
+            lost = self.connection.dialect.is_disconnect(error, proxy, self._cursor)
+            if lost:
+                self.connection.invalidate(error)
             raise self.database.explain(error, lost=lost) from error
+        except BaseException as error:
+            if not isinstance(error, Exception):  # interrupted: half an answer may be read
+                self.connection.invalidate(error)
+            raise
 
     def now_ms(self) -> int:
         """The time as the database has it now, not when the transaction began."""

@@ -122,17 +122,9 @@ class SqliteDatabase(Database):
             cursor.close()
 
     @contextmanager
-    def write(self) -> Iterator[Transaction]:
-        with (
-            self.explained(),
-            self._write_lock.among_threads(),
-            self._writer.connect() as connection,
-        ):
-            with connection.begin():
-                transaction = Transaction(connection, self)
-                yield transaction
-            if transaction.rings:
-                self.bell.ring()
+    def connected_to_write(self) -> Iterator[Connection]:
+        with self._write_lock.among_threads(), self._writer.connect() as connection:
+            yield connection
             driver: Any = connection.connection.driver_connection
             self._checkpoints.committed(driver.total_changes)
 

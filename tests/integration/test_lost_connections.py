@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
@@ -54,8 +55,9 @@ def close_all(url: str) -> Iterator[Callable[[], int]]:
             others = connection.execute(text(_OTHERS[backend])).scalars().all()
             for each in others:
                 connection.execute(text(_CLOSE[backend].format(each)))
+            deadline = time.monotonic() + 30
             while connection.execute(text(_OTHERS[backend])).first() is not None:
-                pass
+                assert time.monotonic() < deadline
         return len(others)
 
     yield close
