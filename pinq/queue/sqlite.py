@@ -10,6 +10,7 @@ import os
 import re
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,8 @@ _write_locks_guard = threading.Lock()
 # A fork opens its queues anew: what its parent's threads held here, nobody would give back.
 os.register_at_fork(after_in_child=_write_locks.clear)
 
+# How soon a file that somebody else is making is tried again.
+_LOOK_SECONDS = 0.005
 # Under this much free space a failed write is taken for a full disk.
 _NO_SPACE_BYTES = 256 * 1024
 
@@ -98,7 +101,7 @@ class SqliteDatabase(Database):
         def _on_connect(connection: Any, _record: Any) -> None:
             connection.isolation_level = None  # transactions begin where we say
             cursor = connection.cursor()
-            cursor.execute("PRAGMA journal_mode=WAL")
+            write_ahead(cursor, self.busy_seconds)
             cursor.execute(f"PRAGMA synchronous={synchronous}")
             cursor.execute("PRAGMA cache_size=-32768")
             cursor.execute("PRAGMA temp_store=MEMORY")
@@ -222,6 +225,28 @@ class SqliteDatabase(Database):
         except OSError:
             return False
         return disk.f_bavail * disk.f_frsize < _NO_SPACE_BYTES
+
+
+def write_ahead(cursor: sqlite3.Cursor, patience_seconds: float) -> None:
+    """Have a database write to a log first; it stays so.
+
+    Of two who switch a new file at once, SQLite tells one that it is busy, at once, whatever
+    its timeout.
+
+    Raises:
+        sqlite3.OperationalError: it stayed busy, or another trouble.
+    """
+    deadline = time.monotonic() + patience_seconds
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+            if not busy or time.monotonic() > deadline:
+                raise
+            time.sleep(_LOOK_SECONDS)
+        else:
+            return
 
 
 def _begin_reading(connection: Connection) -> None:

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -24,7 +25,7 @@ from pinq.errors import (
 from pinq.queue.migrate import by_revisions, revision_of
 from pinq.queue.migrate import upgrade as migrate
 from pinq.queue.model import Event, NewJob, Succeeded
-from pinq.queue.sqlite import SqliteDatabase
+from pinq.queue.sqlite import SqliteDatabase, write_ahead
 from pinq.queue.tables import REVISION, REVISION_TABLE, metadata
 from pinq.queue.urls import current, network_file_system, open_queue, queue_exists, upgrade
 
@@ -95,6 +96,29 @@ def test_a_queue_that_is_not_there_is_not_made_for_a_reader(url: str) -> None:
     with pytest.raises(QueueUnavailable, match="pinq enqueue"):
         open_queue(url, create=False)
     assert not queue_exists(url)
+
+
+class BusyCursor:
+    """What a cursor says while another process switches the same new file."""
+
+    def __init__(self, times: int) -> None:
+        self.times = times
+
+    def execute(self, _statement: str) -> None:
+        self.times -= 1
+        if self.times >= 0:
+            busy = sqlite3.OperationalError("database is locked")
+            busy.sqlite_errorcode = sqlite3.SQLITE_BUSY
+            raise busy
+
+
+def test_who_meets_another_making_the_database_tries_again_but_not_for_ever() -> None:
+    cursor: Any = BusyCursor(3)
+    stubborn: Any = BusyCursor(1_000_000)
+    write_ahead(cursor, 10)
+    assert cursor.times == -1
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        write_ahead(stubborn, 0)
 
 
 def test_a_database_of_a_development_version_is_refused_and_left_alone(url: str) -> None:
